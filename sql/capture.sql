@@ -1,0 +1,81 @@
+-- Capture: every committed write that may change a key's value leaves a row in cachemig.change, in the writer's own
+-- transaction. The triggers only insert: no lock that another writer could wait for, and nothing outside Postgres.
+
+-- name: lock_table
+-- The lock waits for writers in flight and, while it waits, holds up new ones: hence the short lock_timeout around
+-- it and the tool's retries. Readers are not affected.
+LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE;
+
+-- name: capture_function
+-- SECURITY DEFINER: the application's role needs no right on the control schema; search_path is fixed, so that the
+-- caller's cannot redirect a name.
+CREATE OR REPLACE FUNCTION cachemig.capture() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $capture$
+BEGIN
+    IF TG_OP <> 'INSERT' AND OLD.{key} IS NOT NULL THEN
+        INSERT INTO cachemig.change (key) VALUES (OLD.{key}::text);
+    END IF;
+    -- An update that keeps its key leaves one mark, a change of key marks both.
+    IF TG_OP <> 'DELETE' AND NEW.{key} IS NOT NULL
+       AND (TG_OP = 'INSERT' OR OLD.{key}::text IS DISTINCT FROM NEW.{key}::text) THEN
+        INSERT INTO cachemig.change (key) VALUES (NEW.{key}::text);
+    END IF;
+    RETURN NULL;
+END
+$capture$;
+REVOKE ALL ON FUNCTION cachemig.capture() FROM PUBLIC;
+
+-- name: capture_truncate_function
+-- BEFORE TRUNCATE every key that may live in Redis is either in the table or left a mark when it went.
+CREATE OR REPLACE FUNCTION cachemig.capture_truncate() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $capture$
+BEGIN
+    INSERT INTO cachemig.change (key)
+    SELECT DISTINCT t.{key}::text FROM {table} AS t WHERE t.{key} IS NOT NULL;
+    RETURN NULL;
+END
+$capture$;
+REVOKE ALL ON FUNCTION cachemig.capture_truncate() FROM PUBLIC;
+
+-- name: capture_triggers_columns
+-- The ordinary form: UPDATE OF looks at the statement's column list, so unrelated updates cost nothing at all.
+CREATE TRIGGER cachemig_capture AFTER INSERT OR DELETE OR UPDATE OF {columns} ON {table}
+    FOR EACH ROW EXECUTE FUNCTION cachemig.capture();
+
+-- name: capture_triggers_compare
+-- Where a BEFORE trigger may change the column behind the statement's back: compares OLD and NEW at every update.
+CREATE TRIGGER cachemig_capture AFTER INSERT OR DELETE ON {table}
+    FOR EACH ROW EXECUTE FUNCTION cachemig.capture();
+CREATE TRIGGER cachemig_capture_update AFTER UPDATE ON {table}
+    FOR EACH ROW WHEN ({differs}) EXECUTE FUNCTION cachemig.capture();
+ALTER TABLE {table} ENABLE ALWAYS TRIGGER cachemig_capture_update;
+
+-- name: capture_always
+-- ALWAYS: also where session_replication_role = replica (a logical subscriber, a bulk load).
+CREATE TRIGGER cachemig_capture_truncate BEFORE TRUNCATE ON {table}
+    FOR EACH STATEMENT EXECUTE FUNCTION cachemig.capture_truncate();
+ALTER TABLE {table} ENABLE ALWAYS TRIGGER cachemig_capture;
+ALTER TABLE {table} ENABLE ALWAYS TRIGGER cachemig_capture_truncate;
+
+-- name: capture_drop
+DROP TRIGGER IF EXISTS cachemig_capture ON {table};
+DROP TRIGGER IF EXISTS cachemig_capture_update ON {table};
+DROP TRIGGER IF EXISTS cachemig_capture_truncate ON {table};
+DROP FUNCTION IF EXISTS cachemig.capture();
+DROP FUNCTION IF EXISTS cachemig.capture_truncate();
+
+-- name: capture_installed
+-- The triggers of the tool on this table, and how they fire ('A': always).
+SELECT tgname, tgenabled::text FROM pg_catalog.pg_trigger
+WHERE tgrelid = %(table_oid)s AND tgname LIKE 'cachemig\_capture%%' AND NOT tgisinternal
+ORDER BY tgname;
+
+-- name: mark_known
+-- A new epoch after a time without capture: what happened meanwhile is unknown, so every key ever handled is read
+-- again; one that went away unseen is thereby removed from Redis.
+INSERT INTO cachemig.change (key) SELECT key FROM cachemig.entry;
+
+-- name: mark_keys
+INSERT INTO cachemig.change (key) SELECT DISTINCT key FROM pg_catalog.unnest(%(keys)s::text[]) AS k (key);

@@ -1,0 +1,145 @@
+-- The control schema: everything the migration knows about itself. All of it is the tool's own; `cachemig clean`
+-- removes it. Nothing here touches a table of the application.
+
+-- name: create_schema
+-- Skipped where the schema is there: a DBA may have made it for a role that cannot create schemas (sql/roles.sql).
+CREATE SCHEMA cachemig;
+
+-- name: create_control
+-- Safe on a live system: only new objects in the tool's own schema, in one transaction.
+
+-- A key may be longer than a B-tree entry may be (2,704 bytes), so keys are indexed by their SHA-256. Doubling the
+-- backslashes makes decode('escape') give the text's own bytes; unlike convert_to() that is immutable, so that the
+-- function can stand in an index and is inlined.
+CREATE FUNCTION cachemig.key_id(key text) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN pg_catalog.sha256(pg_catalog.decode(pg_catalog.replace(key, E'\\', E'\\\\'), 'escape'));
+
+CREATE TABLE cachemig.migration (
+    only_one     boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    phase        text NOT NULL,
+    -- -1: none begun; the first is 0. Below 8192, so that epoch * 2^40 + count stays exact in Lua's doubles.
+    epoch        integer NOT NULL DEFAULT -1 CHECK (epoch BETWEEN -1 AND 8191),
+    settings     jsonb NOT NULL,
+    fingerprint  text NOT NULL,
+    layout       jsonb,       -- what the chunks were laid out over; null: not laid out, or void
+    changed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_by   text NOT NULL
+);
+COMMENT ON TABLE cachemig.migration IS 'cachemig: the one migration of this database';
+
+CREATE TABLE cachemig.journal (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    who        text NOT NULL,
+    command    text NOT NULL,
+    phase_from text,
+    phase_to   text,
+    epoch      integer,
+    figures    jsonb NOT NULL DEFAULT '{}'
+);
+COMMENT ON TABLE cachemig.journal IS 'cachemig: every command that changed something';
+
+-- A change is deleted as soon as it is delivered, so the table turns over all the time: vacuum it by number of rows.
+CREATE TABLE cachemig.change (
+    id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    key text NOT NULL,
+    at  timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,
+        autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
+CREATE INDEX change_key ON cachemig.change (cachemig.key_id(key));
+COMMENT ON TABLE cachemig.change IS 'cachemig: one row per committed write that is not delivered yet';
+
+CREATE TABLE cachemig.version (
+    key_id bytea PRIMARY KEY,
+    key    text NOT NULL,
+    count  bigint NOT NULL
+);
+COMMENT ON TABLE cachemig.version IS 'cachemig: changes of each key that have been delivered and folded';
+
+CREATE TABLE cachemig.entry (
+    key_id        bytea PRIMARY KEY,
+    key           text NOT NULL,
+    version       bigint NOT NULL,
+    state         text NOT NULL CHECK (state IN ('delivered', 'expired', 'set-aside', 'failed', 'removed')),
+    sha256        bytea,  -- of the column's text
+    bytes         bigint,
+    stored_sha256 bytea,  -- of the bytes in Redis; null where they are the text itself
+    expires_at    timestamptz,
+    error         text,
+    written_at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX entry_state ON cachemig.entry (state) WHERE state IN ('set-aside', 'failed');
+COMMENT ON TABLE cachemig.entry IS 'cachemig: the ledger, one row per key that was ever handled';
+
+CREATE TABLE cachemig.chunk (
+    id          integer PRIMARY KEY,
+    lower       text[],      -- inclusive; null: from the beginning
+    upper       text[],      -- exclusive; null: to the end
+    state       text NOT NULL DEFAULT 'todo' CHECK (state IN ('todo', 'running', 'done')),
+    owner       text,
+    lease_until timestamptz,
+    attempts    integer NOT NULL DEFAULT 0,
+    figures     jsonb
+);
+COMMENT ON TABLE cachemig.chunk IS 'cachemig: ranges of the primary key, the unit of backfill and resume';
+
+CREATE TABLE cachemig.lease (
+    name       text PRIMARY KEY,
+    owner      text NOT NULL,
+    expires_at timestamptz NOT NULL,
+    fence      bigint NOT NULL DEFAULT 1
+);
+COMMENT ON TABLE cachemig.lease IS 'cachemig: who may move the ladder at the moment';
+
+-- name: drop_control
+-- Destroys the control schema. Refused by the tool while capture is on: the trigger would fail at each write.
+DROP SCHEMA cachemig CASCADE;
+
+-- name: begin_migration
+INSERT INTO cachemig.migration (phase, settings, fingerprint, changed_by)
+VALUES ('idle', %(settings)s, %(fingerprint)s, %(who)s);
+
+-- name: migration
+-- Null where there is no control schema, so that a read-only role and an empty database get an answer, not an error.
+SELECT phase, epoch, settings, fingerprint, layout, changed_at, changed_by FROM cachemig.migration;
+
+-- name: has_control
+SELECT pg_catalog.to_regclass('cachemig.migration') IS NOT NULL;
+
+-- name: has_schema
+SELECT pg_catalog.to_regnamespace('cachemig') IS NOT NULL;
+
+-- name: set_phase
+UPDATE cachemig.migration
+SET phase = %(phase)s, epoch = %(epoch)s, layout = CASE WHEN epoch = %(epoch)s THEN layout END,
+    changed_at = clock_timestamp(), changed_by = %(who)s;
+
+-- name: journal
+INSERT INTO cachemig.journal (who, command, phase_from, phase_to, epoch, figures)
+SELECT %(who)s, %(command)s, %(phase_from)s, phase, epoch, %(figures)s FROM cachemig.migration;
+
+-- name: journal_last
+SELECT at, who, command, phase_from, phase_to, epoch, figures FROM cachemig.journal ORDER BY id DESC LIMIT %(limit)s;
+
+-- name: journal_last_of
+SELECT at, figures, epoch FROM cachemig.journal WHERE command = %(command)s ORDER BY id DESC LIMIT 1;
+
+-- name: take_lease
+-- One statement, so two takers cannot both win; the fence grows with each taking.
+INSERT INTO cachemig.lease AS l (name, owner, expires_at)
+VALUES (%(name)s, %(owner)s, clock_timestamp() + %(seconds)s * interval '1 second')
+ON CONFLICT (name) DO UPDATE
+SET owner = excluded.owner, expires_at = excluded.expires_at, fence = l.fence + 1
+WHERE l.expires_at < clock_timestamp() OR l.owner = ANY (%(dead)s)
+RETURNING fence;
+
+-- name: lease_holder
+SELECT owner, expires_at, extract(epoch FROM expires_at - clock_timestamp())::float8 AS seconds_left
+FROM cachemig.lease WHERE name = %(name)s;
+
+-- name: release_lease
+DELETE FROM cachemig.lease WHERE name = %(name)s AND owner = %(owner)s AND fence = %(fence)s;
+
+-- name: made
+SELECT (SELECT count(*) FROM cachemig.entry), (SELECT count(*) FROM cachemig.journal);

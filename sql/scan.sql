@@ -1,0 +1,115 @@
+-- Reading entries: value, expiry and version always in ONE statement, so that they belong to one snapshot.
+-- Fragments in braces are put in as identifiers or as the fragments below; values are parameters or literals.
+
+-- name: nonempty_jsonb
+-- NULL, JSON null and the empty object are not entries. The size is looked at first, because the comparison would
+-- decompress a large value for nothing; no empty value is stored in more than 64 bytes.
+({row}.{column} IS NOT NULL AND (pg_catalog.pg_column_size({row}.{column}) > 64
+    OR {row}.{column} NOT IN ('{{}}'::jsonb, 'null'::jsonb)))
+
+-- name: nonempty_json
+-- The json type keeps its text as written and has no equality.
+({row}.{column} IS NOT NULL AND (pg_catalog.pg_column_size({row}.{column}) > 64
+    OR {row}.{column}::text !~ '^\s*(\{{\s*\}}|null)\s*$'))
+
+-- name: winner
+-- Where several rows share a key: the newest of those that hold a value. The same order as in read_keys.
+AND (t.tableoid, t.ctid) = (
+    SELECT n.tableoid, n.ctid FROM {table} AS n
+    WHERE n.{key} = t.{key} AND {n_nonempty}
+    ORDER BY {n_order} LIMIT 1)
+
+-- name: read_chunk
+-- Every entry of a range of rows.
+SELECT t.{key}::text,
+       {value},
+       (SELECT m.epoch FROM cachemig.migration AS m)::bigint * 1099511627776
+           + coalesce(v.count, 0) + coalesce(c.count, 0),
+       {lifetime_from}{more}
+FROM {table} AS t
+LEFT JOIN cachemig.version AS v ON v.key_id = cachemig.key_id(t.{key}::text)
+LEFT JOIN (SELECT key, count(*) AS count, min(at) AS since FROM cachemig.change GROUP BY key) AS c
+    ON c.key = t.{key}::text
+{ledger_join}
+WHERE {range} AND t.{key} IS NOT NULL AND {t_nonempty}
+{winner}
+
+-- name: read_keys
+-- The state of given keys: a row for every key, with a null value where no row of the table holds one.
+-- Counts all changes that are visible now, locked by other workers or not.
+SELECT k.key,
+       {value},
+       (SELECT m.epoch FROM cachemig.migration AS m)::bigint * 1099511627776
+           + coalesce(v.count, 0) + coalesce(c.count, 0),
+       {lifetime_from}{more}
+FROM pg_catalog.unnest({keys}::text[]) AS k (key)
+LEFT JOIN LATERAL (
+    SELECT n.* FROM {table} AS n
+    WHERE n.{key} = {k_key} AND {n_nonempty}
+    ORDER BY {n_order} LIMIT 1
+) AS t ON true
+LEFT JOIN cachemig.version AS v ON v.key_id = cachemig.key_id(k.key)
+LEFT JOIN LATERAL (
+    SELECT count(*) AS count, min(h.at) AS since FROM cachemig.change AS h
+    WHERE cachemig.key_id(h.key) = cachemig.key_id(k.key) AND h.key = k.key
+) AS c ON true
+{ledger_join}
+
+-- name: ledger_more
+, extract(epoch FROM pg_catalog.clock_timestamp() - c.since)::float8
+, e.state
+, e.version
+, (extract(epoch FROM e.expires_at) * 1000)::bigint
+, e.sha256
+, e.error
+
+-- name: ledger_join_chunk
+LEFT JOIN cachemig.entry AS e ON e.key_id = cachemig.key_id(t.{key}::text)
+
+-- name: ledger_join_keys
+LEFT JOIN cachemig.entry AS e ON e.key_id = cachemig.key_id(k.key)
+
+-- name: keyless
+-- Values that no key leads to: they cannot be looked up, and no cache can hold them.
+SELECT count(*) FROM {table} AS t WHERE t.{key} IS NULL AND {t_nonempty};
+
+-- name: empty_rows
+SELECT count(*) FROM {table} AS t WHERE NOT coalesce({t_nonempty}, false);
+
+-- name: unhandled
+-- The anti-join that decides whether backfill is complete: keys with a value that the ledger does not know in this
+-- epoch, or that could not be written and were not tried again in this run. A key with a change on its way is sync's.
+SELECT DISTINCT t.{key}::text AS key
+FROM {table} AS t
+WHERE t.{key} IS NOT NULL AND {t_nonempty}
+  AND NOT EXISTS (
+      SELECT FROM cachemig.entry AS e
+      WHERE e.key_id = cachemig.key_id(t.{key}::text)
+        AND (e.state NOT IN ('failed', 'removed') OR e.state = 'failed' AND e.written_at >= {since})
+        AND e.version >= (SELECT m.epoch FROM cachemig.migration AS m)::bigint * 1099511627776)
+  AND NOT EXISTS (SELECT FROM cachemig.change AS c WHERE c.key = t.{key}::text)
+LIMIT {limit};
+
+-- name: known_keys
+-- Of keys found in Redis: does a row hold a value, and was the key ever handled or changed?
+SELECT k.key,
+       EXISTS (SELECT FROM {table} AS n WHERE n.{key} = {k_key} AND {n_nonempty}),
+       EXISTS (SELECT FROM {table} AS n WHERE n.{key} = {k_key})
+       OR EXISTS (SELECT FROM cachemig.entry AS e WHERE e.key_id = cachemig.key_id(k.key))
+       OR EXISTS (SELECT FROM cachemig.version AS v WHERE v.key_id = cachemig.key_id(k.key)),
+       EXISTS (SELECT FROM cachemig.change AS h
+               WHERE cachemig.key_id(h.key) = cachemig.key_id(k.key) AND h.key = k.key)
+FROM pg_catalog.unnest({keys}::text[]) AS k (key);
+
+-- name: skipped_keys
+-- Keys of rows that hold nothing, where no other row of the key holds something either.
+SELECT count(DISTINCT t.{key}) FROM {table} AS t
+WHERE t.{key} IS NOT NULL AND NOT coalesce({t_nonempty}, false)
+  AND NOT EXISTS (SELECT FROM {table} AS n WHERE n.{key} = t.{key} AND {n_nonempty});
+
+-- name: sample_keys
+-- Keys at random. Bernoulli looks at each row by itself, so that the sample is not a sample of pages.
+SELECT s.key FROM (
+    SELECT DISTINCT t.{key}::text AS key FROM {table} AS t TABLESAMPLE BERNOULLI ({percent})
+    WHERE t.{key} IS NOT NULL AND {t_nonempty}
+) AS s ORDER BY pg_catalog.random() LIMIT {limit};

@@ -1,0 +1,254 @@
+"""The commands. A body loads settings (done for it), calls one step, and renders what it returned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cachemig import __version__
+from cachemig.cli import render
+from cachemig.cli.command import Run, command
+from cachemig.errors import ConfigError, Exit
+
+LOOK, MOVE, AFTER, TRY = "Look", "Move", "After", "Try"
+ENTRY = ("order_by", "key_template", "codec", "ttl", "ttl_from", "ttl_jitter", "shape", "max_value_bytes")
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="show exactly what it would do; change nothing")]
+Execute = Annotated[bool, typer.Option("--execute", help="do it; without this flag it only shows what it would do")]
+
+app = typer.Typer(
+    help="Moves a JSON cache column out of a live Postgres table into Redis, and proves that nothing was lost.\n\n"
+    "Begin with [bold]cachemig demo[/] to see it done, or [bold]cachemig plan[/] to look at your own table.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"cachemig {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    pass
+
+
+@command(app, MOVE, *ENTRY, "accept")
+def init(run: Run, dry_run: DryRun = False) -> None:
+    """Make the control schema and begin the migration. Touches no table of the application.
+
+    Writes cachemig.toml where there is none, so that later commands need no flags. Example:
+    cachemig init --table therapy_sessions --column analytics_cache --key-column file_hash
+    """
+    from cachemig.steps import init as step
+
+    if dry_run:
+        run.show(step.statements(run.settings), render.statements)
+        return
+    with run.target() as target:
+        run.show(step.init(run.settings, target, Path.cwd()), render.initialised)
+
+
+@command(app, LOOK, *ENTRY, "accept")
+def doctor(
+    run: Run,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="every setting, its value and where it comes from")
+    ] = False,
+) -> None:
+    """Look at both servers and the table, and say what stands in the way. Changes nothing.
+
+    Example: cachemig doctor --dsn "host=db user=postgres dbname=app" --redis-url rediss://cache:6380/0
+    """
+    if show_config:
+        run.show(run.settings.shown(), render.config)
+        return
+    from cachemig.steps import doctor as step
+
+    with run.target() as target:
+        findings = step.examine(run.settings, target)
+    run.show(findings, render.findings)
+    if any(f.level is step.Level.ERROR and f.name not in run.settings.accept for f in findings):
+        run.exit_code = Exit.REFUSED
+
+
+@command(app, LOOK, *ENTRY)
+def plan(
+    run: Run,
+    detailed_exitcode: Annotated[
+        bool, typer.Option("--detailed-exitcode", help="exit 4 while steps are ahead")
+    ] = False,
+) -> None:
+    """Count and weigh what is to be moved, and what depends on the column. Changes nothing.
+
+    Needs only SELECT on the table, and works before init. Example: cachemig plan --table public.therapy_sessions
+    """
+    from cachemig.steps import plan as step
+
+    with run.target() as target:
+        result = step.plan(run.settings, target)
+    run.show(result, render.plan)
+    if detailed_exitcode and result.steps_ahead:
+        run.exit_code = Exit.CHANGES_PENDING
+
+
+@command(app, MOVE, "capture", "lock_timeout", "accept", name="dual-write")
+def dual_write(
+    run: Run,
+    disable: Annotated[bool, typer.Option("--disable", help="switch it off again; always possible")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Switch capture on: from here on every committed write leaves a mark, and sync delivers it.
+
+    The application's writes wait for nothing but an insert in their own transaction. Example: cachemig dual-write
+    """
+    from cachemig.steps import dual_write as step
+
+    if dry_run:
+        run.show(step.statements(run.settings, enable=not disable), render.statements)
+        return
+    with run.target() as target:
+        result = run.drive(lambda _: step.switch(run.settings, target, enable=not disable))
+    run.show(result, render.switched)
+
+
+@command(app, MOVE, "chunk_bytes", "batch_bytes", "batch_keys", "retry_for")
+def backfill(
+    run: Run,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="forget finished chunks and deliver everything again")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Copy every entry into Redis. Stopped or killed at any point, the same command goes on where it was.
+
+    Example: cachemig backfill
+    """
+    from cachemig.steps import backfill as step
+
+    if dry_run:
+        run.show(step.preview(run.settings), render.outlook)
+        return
+    with run.target() as target:
+        result = run.drive(lambda stop: step.backfill(run.settings, target, stop, restart=restart))
+    run.show(result, render.backfilled)
+    if result.tally.failed:
+        run.exit_code = Exit.ERROR
+
+
+@command(app, MOVE, "batch_bytes", "retry_for")
+def sync(
+    run: Run,
+    follow: Annotated[
+        bool, typer.Option("--follow/--once", help="go on until stopped / stop when nothing is left")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Deliver the changes that capture noticed.
+
+    Run it all the time as a service while the migration lasts (docs/deploy.md). Example: cachemig sync --follow
+    """
+    from cachemig.steps import sync as step
+
+    if dry_run:
+        run.show(step.preview(run.settings), render.backlog)
+        return
+    with run.target() as target:
+        result = run.drive(lambda stop: step.sync(run.settings, target, stop, follow=follow))
+    run.show(result, render.synced)
+
+
+@command(app, LOOK, "grace", "max_lag")
+def verify(
+    run: Run,
+    sample: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="look at N keys at random instead of all")
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="mark bad keys changed; sync then heals them")] = False,
+    accept_set_aside: Annotated[
+        int, typer.Option(min=0, metavar="N", help="N corrupt rows in the table are known and accepted")
+    ] = 0,
+    foreign_keys: Annotated[
+        str, typer.Option(metavar="bad|ignore", help="keys under the prefix that no row ever had")
+    ] = "bad",
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="write a JUnit report as well")] = None,
+) -> None:
+    """Give every key one verdict, and exit 3 if any is bad.
+
+    Example: cachemig verify --accept-set-aside 7 --junit verify.xml
+    """
+    from cachemig.report.junit import write_junit
+    from cachemig.steps import verify as step
+
+    if foreign_keys not in ("bad", "ignore"):
+        raise ConfigError("--foreign-keys is bad or ignore", hint="cachemig verify --help")
+    with run.target() as target:
+        result = run.drive(
+            lambda stop: step.verify(
+                run.settings,
+                target,
+                stop,
+                sample=sample,
+                repair=repair,
+                accept_set_aside=accept_set_aside,
+                ignore_orphans=foreign_keys == "ignore",
+            )
+        )
+    if junit:
+        write_junit(junit, result)
+    run.show(result, render.verified)
+    if not result.outcome.passed:
+        run.exit_code = Exit.REFUSED
+
+
+@command(app, LOOK)
+def status(run: Run) -> None:
+    """Say where the migration stands, and what comes next. Example: cachemig status --json"""
+    from cachemig.steps import status as step
+
+    run.show(step.status(run.settings), render.status)
+
+
+@command(app, AFTER)
+def clean(
+    run: Run,
+    execute: Execute = False,
+    values: Annotated[
+        bool, typer.Option("--values", help="also remove the values; else they stay until they expire")
+    ] = False,
+) -> None:
+    """Remove what the migration made: the control schema, and the tool's own keys in Redis.
+
+    Shows what it would remove; --execute removes it. Example: cachemig clean --execute
+    """
+    from cachemig.steps import clean as step
+
+    with run.target() as target:
+        result = run.drive(lambda _: step.clean(run.settings, target, execute=execute, values=values))
+    run.show(result, render.cleaned(executed=execute, values=values))
+
+
+@app.command(rich_help_panel=TRY)
+def demo(
+    rows: Annotated[int, typer.Option(min=100, help="rows of the demo table")] = 4000,
+    seed: Annotated[int, typer.Option(help="makes the same rows and the same traffic again")] = 1,
+    keep: Annotated[bool, typer.Option("--keep", help="leave the servers running, to try commands")] = False,
+) -> None:
+    """Watch a whole migration on throw-away servers, under write traffic. Needs nothing but this package's extra.
+
+    Example: cachemig demo --keep
+    """
+    from cachemig.demo.walk import run_demo
+
+    raise typer.Exit(run_demo(rows=rows, seed=seed, keep=keep))

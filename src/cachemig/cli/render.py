@@ -1,0 +1,256 @@
+"""Results as people read them: what was found, then the obvious next command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from cachemig.cli.screen import Screen, in_bytes, in_time
+
+if TYPE_CHECKING:
+    from cachemig.steps.backfill import Backfilled, Outlook
+    from cachemig.steps.clean import Rubbish
+    from cachemig.steps.delivery import Tally
+    from cachemig.steps.doctor import Finding
+    from cachemig.steps.dual_write import Switched
+    from cachemig.steps.init import Initialised
+    from cachemig.steps.plan import Plan
+    from cachemig.steps.status import Status
+    from cachemig.steps.sync import Backlog, Synced
+    from cachemig.steps.verify import Verified
+
+_LEVEL_STYLE = {"ok": "green", "note": None, "warning": "yellow", "error": "red"}
+
+
+def config(screen: Screen, shown: Sequence[tuple[str, str, str]]) -> None:
+    screen.table(("setting", "value", "from"), shown)
+
+
+def statements(screen: Screen, sql: Sequence[str]) -> None:
+    if not sql:
+        screen.line("nothing to do")
+        return
+    screen.line("-- would run, in one transaction:")
+    for statement in sql:
+        screen.line(statement)
+        screen.line()
+
+
+def initialised(screen: Screen, result: Initialised) -> None:
+    screen.line(
+        "the control schema is made; nothing of the application was touched" if result.created else "done before"
+    )
+    if result.config_file:
+        screen.line(f"wrote {result.config_file}: later commands need no flags")
+    screen.next("cachemig dual-write")
+
+
+def findings(screen: Screen, found: Sequence[Finding]) -> None:
+    rows = [(f.level.value, f.name, f.what + (f"\n→ {f.do}" if f.do else "")) for f in found]
+    screen.table(("", "finding", ""), rows, styles=[_LEVEL_STYLE[f.level.value] for f in found])
+    counts = {level: sum(f.level.value == level for f in found) for level in ("error", "warning")}
+    screen.line(f"{counts['error']} errors, {counts['warning']} warnings")
+    if not counts["error"]:
+        screen.next("cachemig plan, then cachemig init; or cachemig status where the migration has begun")
+
+
+def switched(screen: Screen, result: Switched) -> None:
+    if not result.changed:
+        screen.line(f"it was so already: phase {result.phase.value}")
+    elif result.mode is None:
+        screen.line("capture is off; the application reads and writes JSONB as before")
+        screen.next("cachemig dual-write to go on later, or cachemig clean to remove the rest")
+        return
+    else:
+        screen.line(f"capture is on ({result.mode}): every committed write leaves a mark")
+        if result.marked:
+            screen.line(
+                f"epoch {result.epoch}: {result.marked:,} keys are read again; the time without capture is unknown"
+            )
+    screen.next("cachemig sync --follow in a terminal of its own (or as a service), and cachemig backfill")
+
+
+def outlook(screen: Screen, result: Outlook) -> None:
+    screen.line(
+        f"would deliver about {result.rows_estimated:,} rows, {in_bytes(result.bytes_estimated)} of JSON (estimates)"
+    )
+    if result.chunks is None:
+        screen.line("the table would be laid out into chunks first")
+    else:
+        screen.line(f"{result.chunks_done:,} of {result.chunks:,} chunks are done; the others would be")
+
+
+def _tally(screen: Screen, tally: Tally) -> None:
+    rows: list[tuple[str, int, str]] = [
+        ("delivered", tally.delivered, in_bytes(tally.bytes)),
+        ("removed", tally.removed, "no row holds a value for the key any more"),
+        ("expired", tally.expired, "past their time: skipped"),
+        ("set aside", tally.set_aside, "corrupt in the table: not copied; cachemig status names them"),
+        ("failed", tally.failed, "Redis refused them; cachemig status says why"),
+        ("refused as older", tally.older, "Redis had a newer state already"),
+    ]
+    screen.table(("", "", ""), [row for row in rows if row[1]], numbers=(1,))
+
+
+def backfilled(screen: Screen, result: Backfilled) -> None:
+    resumed = f", after {result.resumed_at:,} that were done before" if result.resumed_at else ""
+    screen.line(f"backfill is complete: {result.chunks:,} chunks{resumed}, in {in_time(result.seconds)}")
+    _tally(screen, result.tally)
+    if result.left_over:
+        screen.line(f"{result.left_over:,} of them no chunk had delivered; the closing search found them")
+    if result.tally.failed:
+        screen.next("cachemig status for the reasons, then cachemig backfill to try them again")
+    else:
+        screen.next("cachemig sync --once, then cachemig verify")
+
+
+def backlog(screen: Screen, result: Backlog) -> None:
+    oldest = f", the oldest {in_time(result.oldest_s)} old" if result.oldest_s is not None else ""
+    screen.line(f"would deliver {result.changes:,} changes{oldest}")
+
+
+def synced(screen: Screen, result: Synced) -> None:
+    screen.line(f"{result.changes:,} changes delivered in {in_time(result.seconds)}")
+    _tally(screen, result.tally)
+
+
+def verified(screen: Screen, result: Verified) -> None:
+    from cachemig.entries.verdicts import TABLE, Counts, Verdict
+
+    rows, styles = [], []
+    for verdict in Verdict:
+        if count := result.counts[verdict]:
+            counts = TABLE[verdict].counts
+            is_accepted = counts is Counts.BAD_UNLESS_ACCEPTED and result.outcome.accepted > 0
+            rows.append((verdict.value, count, "accepted" if is_accepted else counts.value, TABLE[verdict].text))
+            styles.append({"good": "green", "bad": "red"}.get(counts.value, None if is_accepted else "yellow"))
+    screen.table(("verdict", "keys", "counts as", ""), rows, styles=styles, numbers=(1,))
+    bad = [case for case in result.cases if TABLE[case.verdict].counts is not Counts.NEITHER]
+    if bad:
+        screen.line()
+        screen.table(("first cases", "key", "why"), [(c.verdict.value, c.key, c.why) for c in bad])
+    screen.line()
+    outcome = result.outcome
+    looked_at = sum(result.counts.values())
+    screen.line(f"{looked_at:,} keys, {in_bytes(result.bytes)} compared in {in_time(result.seconds)}")
+    if result.sample is not None and result.sample:
+        screen.line(
+            f"a sample of {result.sample:,}: with none bad, at most {300 / result.sample:.2g} % of all keys are bad "
+            "(95 % confidence); it does not count as a verification of all keys"
+        )
+    if result.marked:
+        screen.line(f"{result.marked:,} keys are marked to be delivered again")
+        screen.next("cachemig sync --once, then cachemig verify")
+    elif outcome.passed:
+        pending = f"; {outcome.pending:,} changes are on their way" if outcome.pending else ""
+        accepted = f", {outcome.accepted:,} accepted" if outcome.accepted else ""
+        screen.line(f"PASSED: nothing is bad{accepted}{pending}", style="bold green")
+    else:
+        screen.line(f"FAILED: {outcome.bad:,} keys are bad", style="bold red")
+        _after_failure(screen, result)
+
+
+def _after_failure(screen: Screen, result: Verified) -> None:
+    from cachemig.entries.verdicts import REPAIRABLE, Verdict
+
+    if any(result.counts[verdict] for verdict in REPAIRABLE):
+        screen.next("cachemig verify --repair, then cachemig sync --once")
+    elif aside := result.counts[Verdict.SET_ASIDE]:
+        screen.next(f"look at the rows above; if they may be left behind: cachemig verify --accept-set-aside {aside}")
+    else:
+        screen.next("if these keys belong to something else: cachemig verify --foreign-keys ignore")
+
+
+def status(screen: Screen, result: Status) -> None:
+    oldest = f", the oldest {in_time(result.backlog.oldest_s)} old" if result.backlog.oldest_s is not None else ""
+    more = "+" if result.backlog.changes >= 100_000 else ""
+    rows: list[tuple[str, str]] = [
+        ("table", f"{result.table}.{result.column}"),
+        ("phase", f"{result.phase.value}, epoch {result.epoch}, since {result.since[:19]} by {result.by}"),
+        ("capture", "on" if result.capture else "off"),
+        ("backlog", f"{result.backlog.changes:,}{more} changes{oldest}"),
+    ]
+    c = result.chunks
+    if result.laid_out:
+        rows.append(("backfill", f"{c.done:,} of {c.chunks:,} chunks, {c.entries:,} entries, {in_bytes(c.bytes)}"))
+    if c.running:
+        rows.append(("", f"{c.running:,} chunks are being worked on"))
+    for state, fault, count, key in result.faults:
+        rows.append((state, f"{count:,} × {fault}, such as {key}"))
+    if result.verify is None:
+        rows.append(("verify", "never run"))
+    else:
+        passed = "passed" if result.verify.figures["passed"] else "FAILED"
+        verdicts = ", ".join(f"{n:,} {verdict}" for verdict, n in result.verify.figures["counts"].items())
+        rows.append(("verify", f"{passed} at {result.verify.at[:19]}: {verdicts}"))
+    screen.table(("", ""), rows)
+    screen.next(result.next_command)
+
+
+def plan(screen: Screen, result: Plan) -> None:
+    about = "about " if result.rows_estimated else ""
+    rows: list[tuple[str, str]] = [
+        ("rows", f"{about}{result.rows:,}, table {in_bytes(result.table_bytes)}"),
+        ("empty", f"{result.empty_rows:,} rows hold NULL or {{}}: not entries"),
+        ("entries", f"{result.entries:,} keys would stand in Redis"),
+    ]
+    if result.keyless_rows:
+        rows.append(
+            ("WITHOUT KEY", f"{result.keyless_rows:,} rows hold a value that no key leads to: the drop would lose it")
+        )
+    if result.duplicate_keys:
+        rows.append(
+            ("shared keys", f"{result.duplicate_keys:,}; {result.rows_beyond_winner:,} older rows are not the entry")
+        )
+    if result.expired_rows:
+        rows.append(("expired", f"{result.expired_rows:,}: past their time, not moved"))
+    rows += [("corrupt", f"{count:,} × {fault}: set aside, not moved") for fault, count in result.corrupt.items()]
+    s = result.sizes
+    rows.append(
+        (
+            "sizes",
+            f"p50 {in_bytes(s.p50)}, p95 {in_bytes(s.p95)}, p99 {in_bytes(s.p99)}, max {in_bytes(s.max)}, "
+            f"together {in_bytes(s.total)}",
+        )
+    )
+    free = f", free {in_bytes(result.redis_free_bytes)}" if result.redis_free_bytes is not None else ""
+    rows.append(("memory", f"about {in_bytes(result.redis_bytes)} in Redis{free}{_because(result.redis_error)}"))
+    if result.seconds is not None and result.mb_per_s is not None:
+        rows.append(
+            ("time", f"about {in_time(result.seconds)} (this Postgres gave {result.mb_per_s:,.0f} MB/s just now)")
+        )
+    screen.table(("", ""), rows)
+    if result.sampled_rows is not None:
+        screen.line(f"counts and sizes are those of {result.sampled_rows:,} sampled rows, scaled up")
+    if result.dependents:
+        screen.line()
+        screen.table(
+            ("depends on the column", "name", "what to do before the drop"),
+            [(d.kind, d.name, d.what_to_do) for d in result.dependents],
+        )
+    if result.steps_ahead:
+        screen.line()
+        screen.line("steps ahead: " + " → ".join(result.steps_ahead))
+        screen.next(result.steps_ahead[0])
+
+
+def _because(error: str | None) -> str:
+    return f" (not asked: {error})" if error else ""
+
+
+def cleaned(*, executed: bool, values: bool) -> Callable[[Screen, Rubbish], None]:
+    def render(screen: Screen, result: Rubbish) -> None:
+        screen.line("removed:" if executed else "would remove (nothing is changed yet):")
+        rows: list[tuple[str, object]] = [
+            ("schema cachemig", f"ledger of {result.ledger:,} keys, journal of {result.journal:,} lines"),
+            ("keys of the tool in Redis", result.own_keys),
+        ]
+        if values:
+            rows.append(("values in Redis", result.values))
+        screen.table(("", ""), rows)
+        if not values:
+            screen.line("values stay in Redis until they expire (--values removes them too)")
+        if not executed:
+            screen.next("cachemig clean --execute" + (" --values" if values else ""))
+
+    return render

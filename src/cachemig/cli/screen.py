@@ -1,0 +1,151 @@
+"""Where text goes: results to stdout, talk and progress to stderr; colour and movement only at a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cachemig.progress import Progress
+
+LINE_EVERY_S = 30.0
+_PLAIN_WIDTH = 132
+
+
+def console(file: IO[str]) -> Console:
+    """Gated on isatty alone: FORCE_COLOR would make rich animate into pipes and logs."""
+    if file.isatty():
+        return Console(file=file, highlight=False)
+    return Console(file=file, force_terminal=False, no_color=True, width=_PLAIN_WIDTH, highlight=False)
+
+
+class Screen:
+    def __init__(self, *, results_to_stderr: bool) -> None:
+        self._talk = console(sys.stderr)
+        self._results = self._talk if results_to_stderr else console(sys.stdout)
+
+    def say(self, text: str) -> None:
+        """Talk: what is going on."""
+        self._talk.print(escape(text), soft_wrap=True)
+
+    def line(self, text: str = "", style: str | None = None) -> None:
+        """A line of the result."""
+        self._results.print(escape(text), style=style, soft_wrap=True)
+
+    def next(self, command: str) -> None:
+        """The obvious next step."""
+        self._results.print(f"[bold]next:[/] {escape(command)}", soft_wrap=True)
+
+    def error(self, text: str, hint: str | None) -> None:
+        self._talk.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+        if hint:
+            self._talk.print(f"[bold]hint:[/] {escape(hint)}", soft_wrap=True)
+
+    def table(
+        self,
+        heads: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        *,
+        styles: Sequence[str | None] = (),
+        numbers: Sequence[int] = (),
+    ) -> None:
+        """A table of the result; `numbers`: columns aligned right."""
+        table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(heads))
+        for index, head in enumerate(heads):
+            narrow = head == "key" and self._results.width >= 100  # a key is to be copied in one piece
+            table.add_column(head, justify="right" if index in numbers else "left", overflow="fold", no_wrap=narrow)
+        for index, row in enumerate(rows):
+            table.add_row(*(escape(_text(cell)) for cell in row), style=styles[index] if index < len(styles) else None)
+        if self._results.is_terminal:
+            self._results.print(table)
+            return
+        with self._results.capture() as capture:
+            self._results.print(table)
+        for line in capture.get().splitlines():  # without the padding to the table's width
+            self._results.print(escape(line.rstrip()), soft_wrap=True)
+
+    @contextmanager
+    def progress(self, name: str) -> Iterator[Callable[[Progress], None]]:
+        """Draws progress: a moving line at a terminal; elsewhere a line every 30 s, and one when waiting begins."""
+        if not self._talk.is_terminal:
+            yield _Lines(name, self._talk).draw
+            return
+        with self._talk.status(f"{name}: beginning") as status:
+            figures = _Figures(name)
+            yield lambda progress: status.update(escape(figures.text(progress)))
+
+
+class _Figures:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.began = time.monotonic()
+        self.first: Progress | None = None
+
+    def text(self, p: Progress) -> str:
+        self.first = self.first or p
+        elapsed = max(time.monotonic() - self.began, 1e-3)
+        parts = []
+        if p.total is None:
+            parts.append(f"{p.done:,} {p.unit}")
+        else:
+            share = f" ({100 * p.done / p.total:.0f} %)" if p.total else ""
+            parts.append(f"{p.done:,} of {p.total:,} {p.unit}{share}")
+        if p.entries:
+            parts.append(f"{p.entries:,} entries")
+        if p.bytes:
+            parts.append(f"{in_bytes(p.bytes)}, {in_bytes(p.bytes / elapsed)}/s")
+        if p.backlog is not None:
+            parts.append(f"backlog {p.backlog:,}{'+' if p.backlog >= 100_000 else ''}")
+        fresh = p.done - self.first.done
+        if p.total and fresh > 0 and not p.waiting and p.done < p.total:
+            parts.append(f"about {in_time((p.total - p.done) * elapsed / fresh)} left")
+        if p.note:
+            parts.append(p.note)
+        if p.waiting:
+            parts.append(f"waiting: {p.waiting}")
+        return f"{self.name}: " + ", ".join(parts)
+
+
+class _Lines:
+    def __init__(self, name: str, out: Console) -> None:
+        self._figures = _Figures(name)
+        self._out = out
+        self._last = time.monotonic()
+        self._waiting: str | None = None
+
+    def draw(self, progress: Progress) -> None:
+        now = time.monotonic()
+        begins_to_wait = progress.waiting is not None and progress.waiting != self._waiting
+        self._waiting = progress.waiting
+        text = self._figures.text(progress)
+        if begins_to_wait or now - self._last >= LINE_EVERY_S:
+            self._out.print(escape(text), soft_wrap=True)
+            self._last = now
+
+
+def _text(cell: object) -> str:
+    return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)
+
+
+def in_bytes(count: float) -> str:
+    """Bytes for people, in powers of 1024: 512 B, 12.3 KB, 4.5 GB."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TB"
+
+
+def in_time(seconds: float) -> str:
+    """Seconds for people: 0.4 s, 12 s, 3 min, 2.5 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,248 @@
+"""Settings: flags, then CACHEMIG_* variables, then cachemig.toml, then defaults; resolved once, frozen, passed on.
+
+One name everywhere: `key_column` in Python and TOML is `CACHEMIG_KEY_COLUMN` and `--key-column`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cachemig.errors import ConfigError
+
+CONFIG_FILE = "cachemig.toml"
+_CODECS = ("json", "gzip", "zstd")
+
+
+def duration(text: str) -> float:
+    """Seconds in `90`, `90s`, `15m`, `12h` or `30d`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)", text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a duration such as 90s, 15m, 12h or 30d")
+    return float(match[1]) * {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def show_duration(seconds: float) -> str:
+    """The shortest text that `duration` reads as this."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds and seconds % length == 0:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
+def size(text: str) -> int:
+    """Bytes in `4096`, `64KiB`, `32MiB` or `1GiB`; KB and MB mean the same powers of 1024, as Postgres has it."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B|B|)", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{text!r} is not a size such as 64KiB, 32MiB or 1GiB")
+    return int(float(match[1]) * {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30}[match[2].upper()[:1]])
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text} is not between 0 and 1")
+    return value
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"{text!r} is not one of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def template(text: str) -> str:
+    """A key template: any text with one `{key}` in it."""
+    if text.count("{key}") != 1:
+        raise ValueError(f"{text!r} must contain {{key}} exactly once")
+    return text
+
+
+def setting(
+    default: Any, text: str, parse: Callable[[str], Any] = str, *, identity: bool = False, metavar: str = "TEXT"
+) -> Any:
+    """A field of Settings. `identity`: it decides what stands in Redis, so it must not change during a migration."""
+    return field(default=default, metadata={"help": text, "parse": parse, "identity": identity, "metavar": metavar})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a run. `origins` tells where each value came from; secrets are never in repr()."""
+
+    dsn: str = setting("", "libpq DSN or URI; without it PG* variables, service file and .pgpass as psql takes them")
+    redis_url: str = setting(
+        "redis://localhost:6379/0", "redis://, rediss:// or unix:// URL; the password from REDISCLI_AUTH if not in it"
+    )
+    table: str = setting("therapy_sessions", "table that holds the cache column, schema.table or table", identity=True)
+    column: str = setting("analytics_cache", "the json or jsonb column to move", identity=True)
+    key_column: str = setting("file_hash", "column that the cache is looked up by", identity=True)
+    order_by: str = setting(
+        "created_at",
+        "where several rows share a key: the newest by this column is the entry; '' for none",
+        identity=True,
+    )
+    key_template: str = setting("analysis:{key}", "name of the Redis key", template, identity=True)
+    codec: str = setting("json", "json, gzip or zstd", choice(*_CODECS), identity=True)
+    ttl: float = setting(
+        30 * 86400.0, "lifetime of an entry; 0 for no expiry", duration, identity=True, metavar="DURATION"
+    )
+    ttl_from: str = setting(
+        "last_accessed_at", "timestamp column that the lifetime counts from, or 'now'", identity=True
+    )
+    ttl_jitter: float = setting(
+        0.1,
+        "part of the lifetime added at random, the same for a key each time",
+        fraction,
+        identity=True,
+        metavar="0..1",
+    )
+    shape: str = setting(
+        "object", "object: any other JSON is corrupt; any: all JSON is taken", choice("object", "any"), identity=True
+    )
+    max_value_bytes: int = setting(256 * 2**20, "a larger value is set aside", size, identity=True, metavar="SIZE")
+    capture: str = setting(
+        "auto",
+        "columns: UPDATE OF trigger; compare: OLD and NEW; auto: what the table needs",
+        choice("auto", "columns", "compare"),
+    )
+    accept: tuple[str, ...] = setting(
+        (), "findings of doctor that do not refuse a step, by name", names, metavar="NAMES"
+    )
+    chunk_bytes: int = setting(32 * 2**20, "rows of about this many bytes are one unit of resume", size, metavar="SIZE")
+    batch_bytes: int = setting(4 * 2**20, "bytes in one pipeline to Redis", size, metavar="SIZE")
+    batch_keys: int = setting(512, "keys in one pipeline to Redis", int, metavar="N")
+    lock_timeout: float = setting(2.0, "longest wait for a lock on the table, each try", duration, metavar="DURATION")
+    retry_for: float = setting(
+        900.0, "how long a server may be away or full before a run gives up", duration, metavar="DURATION"
+    )
+    redis_timeout: float = setting(30.0, "longest wait for one reply of Redis", duration, metavar="DURATION")
+    grace: float = setting(1.0, "verify reads a suspect again after this long", duration, metavar="DURATION")
+    max_lag: float = setting(30.0, "a change older than this and not delivered is bad", duration, metavar="DURATION")
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={value}' for name, value, _ in self.shown())})"
+
+    def shown(self) -> list[tuple[str, str, str]]:
+        """(name, value, origin) of every setting, with secrets masked."""
+        return [(f.name, mask(f.name, getattr(self, f.name)), self.origins.get(f.name, "default")) for f in fields()]
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what stands in Redis."""
+        return {f.name: getattr(self, f.name) for f in fields() if f.metadata["identity"]}
+
+    def fingerprint(self) -> str:
+        """Equal for two runs exactly when they would write the same keys and values."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fields() -> list[dataclasses.Field[Any]]:
+    return [f for f in dataclasses.fields(Settings) if f.name != "origins"]
+
+
+def load(flags: Mapping[str, str | None], environment: Mapping[str, str], config: Path | None = None) -> Settings:
+    """Settings from all four places.
+
+    Raises ConfigError for a value that does not parse, an unknown name in the file, or a password in a flag or in the
+    file (both are read by others: `ps`, shell history, version control).
+    """
+    known = {f.name: f for f in fields()}
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def take(name: str, text: str, origin: str) -> None:
+        try:
+            values[name] = known[name].metadata["parse"](text)
+        except ValueError as exc:
+            raise ConfigError(f"{origin}: {name}: {exc}") from exc
+        origins[name] = origin
+
+    path = config or (Path(environment["CACHEMIG_CONFIG"]) if environment.get("CACHEMIG_CONFIG") else None)
+    for name, text in read_file(path or Path(CONFIG_FILE), required=path is not None).items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(
+                f"{path or CONFIG_FILE}: unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+            )
+        refuse_secret(name, text, f"{path or CONFIG_FILE}")
+        take(name, text, str(path or CONFIG_FILE))
+    if environment.get("CACHE_TTL_SECONDS"):  # the first user's own name for it
+        take("ttl", environment["CACHE_TTL_SECONDS"], "CACHE_TTL_SECONDS")
+    for name in known:
+        variable = f"CACHEMIG_{name.upper()}"
+        if variable in environment:
+            take(name, environment[variable], variable)
+    for name, flag in flags.items():
+        if flag is not None:
+            refuse_secret(name, flag, f"--{name.replace('_', '-')}")
+            take(name, flag, f"--{name.replace('_', '-')}")
+    settings = Settings(**values, origins=origins)
+    if settings.redis_url.split(":", 1)[0] not in ("redis", "rediss", "unix"):
+        raise ConfigError(f"{origins['redis_url']}: redis_url must begin with redis://, rediss:// or unix://")
+    if settings.batch_keys < 1 or settings.batch_bytes < 1 or settings.chunk_bytes < 1:
+        raise ConfigError("batch_keys, batch_bytes and chunk_bytes must be at least 1")
+    return settings
+
+
+def read_file(path: Path, *, required: bool) -> dict[str, str]:
+    """The file's settings as text; `[section] name` is the same as `section_name`."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if required:
+            raise ConfigError(f"{path}: no such file", hint="cachemig init writes one") from None
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    flat: dict[str, str] = {}
+    for name, value in document.items():
+        inner = value.items() if isinstance(value, dict) else [(None, value)]
+        for sub, item in inner:
+            text = ",".join(map(str, item)) if isinstance(item, list) else str(item)
+            flat[f"{name}_{sub}" if sub else name] = text
+    return flat
+
+
+def mask(name: str, value: object) -> str:
+    """The value as it may be shown: passwords replaced."""
+    text = ", ".join(value) if isinstance(value, tuple) else str(value)
+    if name == "redis_url":
+        text = re.sub(r"(?<=//)([^/@]*):[^@]*@", r"\1:***@", text)
+        return re.sub(r"(?<=[?&])(password=)[^&]*", r"\1***", text)
+    if name == "dsn" and text:
+        from psycopg import ProgrammingError, conninfo
+
+        try:
+            return conninfo.make_conninfo(
+                "",
+                **{
+                    k: ("***" if k in ("password", "sslpassword", "scram_client_key") else v)
+                    for k, v in conninfo.conninfo_to_dict(text).items()
+                },
+            )
+        except ProgrammingError:
+            return "(not a valid DSN)"
+    return text
+
+
+def refuse_secret(name: str, text: str, origin: str) -> None:
+    if name in ("dsn", "redis_url") and mask(name, text) != text and "***" in mask(name, text):
+        where = "PGPASSWORD, ~/.pgpass or CACHEMIG_DSN" if name == "dsn" else "REDISCLI_AUTH or CACHEMIG_REDIS_URL"
+        raise ConfigError(f"{origin}: {name} must not contain a password there", hint=f"put it into {where}")

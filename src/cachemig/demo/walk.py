@@ -1,0 +1,163 @@
+"""The demo: a whole migration on throw-away servers, under write traffic, told by the commands themselves."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+
+from cachemig.demo.application import Application, Counts
+from cachemig.demo.load import load
+from cachemig.demo.payloads import Planted
+from cachemig.demo.servers import PostgresServer, RedisServer, what_root_does
+from cachemig.errors import Exit
+
+_TRAFFIC_PER_S = 40.0
+
+
+class _Unexpected(Exception):
+    """A command of the walk ended otherwise than it should."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+def run_demo(*, rows: int, seed: int, keep: bool) -> int:
+    """Walks from init to verify while a simulated application writes. Returns 0 when the proof holds, else the exit
+    code of the command that ended otherwise than it should. Leaves nothing behind, unless `keep`."""
+    began = time.monotonic()
+    if note := what_root_does():
+        say(note)
+    with ExitStack() as stack:
+        directory = Path(tempfile.mkdtemp(prefix="cachemig-demo-"))
+        if not keep:
+            stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        say(f"Starting PostgreSQL and Valkey in {directory} …")
+        postgres = stack.enter_context(PostgresServer(directory))
+        redis = stack.enter_context(RedisServer(directory))
+        dsn = postgres.dsn()
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            planted = load(conn, rows, seed)
+        say(_what_was_planted(planted))
+        walk = _Walk(directory, {"CACHEMIG_DSN": dsn, "CACHEMIG_REDIS_URL": redis.url})
+        try:
+            counts = walk.whole_migration(Application(dsn, seed=seed, rate_per_s=_TRAFFIC_PER_S), len(planted.corrupt))
+        except _Unexpected as exc:
+            say(f"\nThe demo stopped: the last command ended with exit code {exc.code}, which was not expected.")
+            return exc.code
+        say(_what_it_did(counts))
+        if keep:
+            postgres.detach()
+            redis.detach()
+            say(_how_to_go_on(directory, walk.environment, postgres.pid, redis.pid))
+    say(f"\nThe whole demo took {time.monotonic() - began:.0f} s.")
+    return Exit.FINE
+
+
+class _Walk:
+    """Runs commands as a person would type them, and prints them."""
+
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        self.directory = directory
+        self.environment = environment
+
+    def whole_migration(self, application: Application, corrupt: int) -> Counts:
+        say(f"\nA simulated application now writes about {_TRAFFIC_PER_S:.0f} changes a second, to the end.")
+        with application:
+            self.run("doctor", why="What stands in the way?")
+            self.run("plan", why="What is there to move?")
+            self.run("init", why="Begin: a control schema, nothing else.")
+            self.run("dual-write", why="From here on every committed write leaves a mark.")
+            with self.background("sync", "--follow", why="Deliver the marks, all the time."):
+                self.run("backfill", why="Deliver everything else.")
+                self.run(
+                    "verify",
+                    expected=Exit.REFUSED,
+                    why="Compare every key while the application writes. It says no: somebody has to look at the "
+                    "corrupt rows first.",
+                )
+                self.run("status", why="They are not copied and not lost: the ledger names them.")
+                counts = application.stop()
+            self.run("sync", "--once", why="The application rests; deliver what it wrote last.")
+            self.run(
+                "verify",
+                "--accept-set-aside",
+                str(corrupt),
+                why="The proof, with the corrupt rows accepted by number.",
+            )
+        return counts
+
+    def run(self, *arguments: str, why: str, expected: int = Exit.FINE) -> None:
+        self._print(arguments, why)
+        code = subprocess.run(
+            self._command(arguments), cwd=self.directory, env=self._environment(), check=False
+        ).returncode
+        if code != expected:
+            raise _Unexpected(code or Exit.ERROR)
+
+    def background(self, *arguments: str, why: str) -> ExitStack:
+        self._print((*arguments, "&"), why)
+        stack = ExitStack()
+        log = stack.enter_context((self.directory / "sync.log").open("w"))
+        process = subprocess.Popen(
+            self._command(arguments), cwd=self.directory, env=self._environment(), stdout=log, stderr=log
+        )
+
+        def stop() -> None:
+            process.send_signal(signal.SIGTERM)
+            if code := process.wait(timeout=30):
+                say((self.directory / "sync.log").read_text())
+                raise _Unexpected(code)
+
+        stack.callback(stop)
+        return stack
+
+    def _print(self, arguments: tuple[str, ...], why: str) -> None:
+        say(f"\n# {why}\n$ cachemig {shlex.join(arguments).replace(chr(39) + '&' + chr(39), '&')}")
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "cachemig", *arguments]
+
+    def _environment(self) -> dict[str, str]:
+        # The operator's own settings must not lead the demo to another server.
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("PG", "CACHEMIG_")) and k != "CACHE_TTL_SECONDS"
+        }
+        return kept | self.environment
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _what_was_planted(planted: Planted) -> str:
+    kinds = ", ".join(f"{count:,} {kind.value.replace('_', ' ')}" for kind, count in planted.kinds.items() if count)
+    corrupt = "\n".join(f"  {row.kind.value.replace('_', ' ')}: {row.file_hash}" for row in planted.corrupt)
+    return (
+        f"therapy_sessions holds {planted.rows:,} sessions ({kinds}).\n"
+        f"{len(planted.corrupt)} of them are corrupt, on purpose:\n{corrupt}"
+    )
+
+
+def _what_it_did(counts: Counts) -> str:
+    text = f"\nMeanwhile the application made {counts.changes:,} changes"
+    if counts.update_p50_ms is not None and counts.update_p99_ms is not None:
+        text += f"; its updates took {counts.update_p50_ms:.1f} ms (median), {counts.update_p99_ms:.1f} ms (p99)"
+    return text + (f"; {counts.failed} of its transactions failed." if counts.failed else "; none failed.")
+
+
+def _how_to_go_on(directory: Path, environment: dict[str, str], *pids: int) -> str:
+    exports = "\n".join(f"  export {name}={shlex.quote(value)}" for name, value in environment.items())
+    return (
+        f"\nThe servers go on running. To try commands:\n  cd {directory}\n{exports}\n  cachemig status\n"
+        f"To end them: kill {' '.join(map(str, pids))} && rm -r {directory}"
+    )

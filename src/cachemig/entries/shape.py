@@ -1,0 +1,32 @@
+"""Shape checks: what makes a value corrupt. Each has a name, by which plan, backfill and verify count it.
+
+The column's type guarantees valid JSON, so a look at the first byte tells the type; nothing is parsed.
+"""
+
+from __future__ import annotations
+
+from cachemig.config import Settings
+from cachemig.entries.entry import Buffer
+
+_TYPE_BY_FIRST_BYTE = {"[": "array", "t": "boolean", "f": "boolean", "n": "null", '"': "string"}
+
+CORRUPT = {
+    "double-encoded": "JSON inside a JSON string, where an object belongs",
+    "not-an-object": "another JSON type, where an object belongs",
+    "too-large": "more bytes than max_value_bytes",
+}
+
+
+def fault(text: Buffer, settings: Settings) -> str | None:
+    """Why the value is corrupt, as `name: detail`, or None for a sound one. Never contains the value."""
+    if len(text) > settings.max_value_bytes:
+        return f"too-large: {len(text):,} bytes, max_value_bytes is {settings.max_value_bytes:,}"
+    if settings.shape == "any":
+        return None
+    head = bytes(text[:64]).lstrip(b" \t\r\n")  # the json type keeps white space as it was written
+    first = chr(head[0]) if head else ""
+    if first == "{":
+        return None
+    if first == '"' and head[1:].lstrip()[:1] in (b"{", b"["):
+        return f"double-encoded: {CORRUPT['double-encoded']}"
+    return f"not-an-object: a JSON {_TYPE_BY_FIRST_BYTE.get(first, 'number')}"

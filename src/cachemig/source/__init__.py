@@ -1,0 +1,1 @@
+"""Postgres: connecting, the catalog, capture, reading entries, the control schema."""

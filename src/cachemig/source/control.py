@@ -1,0 +1,151 @@
+"""The control schema: the migration's own state, its journal and its leases."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from cachemig.config import Settings
+from cachemig.errors import LeaseHeld, NotInitialised, Refused, SettingsDiffer
+from cachemig.ladder import Phase, command_to_allow
+from cachemig.source import queries
+from cachemig.source.connect import Connection, source_errors
+
+LEASE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Migration:
+    """The one migration of a database."""
+
+    phase: Phase
+    epoch: int
+    settings: dict[str, Any]
+    fingerprint: str
+    layout: dict[str, Any] | None
+    changed_at: datetime
+    changed_by: str
+
+
+def find(conn: Connection) -> Migration | None:
+    """The migration of this database, or None where `cachemig init` has not been run."""
+    with source_errors():
+        there = conn.execute(queries.text("control", "has_control")).fetchone()
+        if not there or not there[0]:
+            return None
+        row = conn.execute(queries.text("control", "migration")).fetchone()
+    if row is None:
+        return None
+    phase, epoch, settings, fingerprint, layout, changed_at, changed_by = row
+    return Migration(Phase(str(phase)), int(epoch), settings, str(fingerprint), layout, changed_at, str(changed_by))
+
+
+def require(conn: Connection, settings: Settings, command: str | None = None) -> Migration:
+    """The migration, if these are its settings and its phase allows the command.
+
+    Raises NotInitialised, SettingsDiffer, or Refused with the command that leads to such a phase.
+    """
+    migration = find(conn)
+    if migration is None:
+        raise NotInitialised
+    if migration.fingerprint != settings.fingerprint():
+        mine = settings.identity()
+        differing = [
+            f"{name}: {migration.settings.get(name)!r} then, {value!r} now ({settings.origins.get(name, 'default')})"
+            for name, value in mine.items()
+            if migration.settings.get(name) != value
+        ]
+        raise SettingsDiffer(
+            "these are not the settings that this migration was begun with: " + "; ".join(differing),
+            hint="set them back; to begin anew: cachemig dual-write --disable, then cachemig clean --execute",
+        )
+    if command is not None and (way := command_to_allow(command, migration.phase)) is not None:
+        raise Refused(f"{command} is not allowed in phase {migration.phase.value!r}", hint=f"cachemig {way}")
+    return migration
+
+
+def who() -> str:
+    """The operator, for the journal: user@host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def journal(conn: Connection, command: str, figures: dict[str, Any], *, phase_from: Phase | None = None) -> None:
+    """Writes what a command changed. In the caller's transaction, where it has one."""
+    with source_errors():
+        conn.execute(
+            queries.text("control", "journal"),
+            {
+                "who": who(),
+                "command": command,
+                "phase_from": phase_from and phase_from.value,
+                "figures": Jsonb(figures),
+            },
+        )
+
+
+def set_phase(conn: Connection, phase: Phase, epoch: int) -> None:
+    with source_errors():
+        conn.execute(queries.text("control", "set_phase"), {"phase": phase.value, "epoch": epoch, "who": who()})
+
+
+def owner() -> str:
+    """This process, for leases: host, pid, and when it started, so that a reused pid is not mistaken for it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def dead(owners: list[str]) -> list[str]:
+    """Those of the owners that were processes of this host and are gone: their leases need not be waited for."""
+    gone = []
+    for name in owners:
+        host, pid, started = name.rsplit(":", 2)
+        if host == socket.gethostname() and _started(int(pid)) != started:
+            gone.append(name)
+    return gone
+
+
+def _started(pid: int) -> str:
+    """Start time of a process in clock ticks since boot; '' where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123  # one read of a kernel file
+            return stat.read().rsplit(b")", 1)[1].split()[19].decode()
+    except (OSError, IndexError):
+        pass
+    try:  # no /proc, as on macOS: a live pid is taken for the owner
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        return "alive"
+    return "alive"
+
+
+@contextmanager
+def lease(conn: Connection, name: str) -> Iterator[int]:
+    """Holds a lease for a short step; yields its fencing number. Raises LeaseHeld, naming the holder."""
+    with source_errors():
+        row = conn.execute(queries.text("control", "lease_holder"), {"name": name}).fetchone()
+        taken = conn.execute(
+            queries.text("control", "take_lease"),
+            {"name": name, "owner": owner(), "seconds": LEASE_S, "dead": dead([str(row[0])] if row else [])},
+        ).fetchone()
+    if taken is None:
+        holder = f" by {str(row[0]).rsplit(':', 1)[0]}" if row else ""
+        raise LeaseHeld(f"the lease {name!r} is held{holder}")
+    fence = int(taken[0])
+    try:
+        yield fence
+    finally:
+        if not conn.closed:
+            conn.execute(queries.text("control", "release_lease"), {"name": name, "owner": owner(), "fence": fence})

@@ -1,0 +1,228 @@
+"""backfill: delivers every entry that sync does not, chunk by chunk, until an anti-join finds nothing left.
+
+Killed at any point it loses at most the chunks in work, and any number of workers may run anywhere: they share the
+chunks through the control schema, and the fence in Redis makes a double delivery harmless.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from psycopg import sql
+
+from cachemig.config import Settings
+from cachemig.entries.entry import Entry
+from cachemig.errors import Interrupted, Refused
+from cachemig.ladder import Phase
+from cachemig.progress import Progress
+from cachemig.source import capture, chunks, control, ledger, queries, scan
+from cachemig.source.connect import Connection, connect, transaction
+from cachemig.source.table import Table, inspect
+from cachemig.steps.delivery import Tally, deliver
+from cachemig.steps.retry import Reconnecting, attempts, reason
+from cachemig.steps.stop import Stop
+from cachemig.targets.redis import RedisTarget
+
+RESUME = "run the same command again: cachemig backfill goes on where it stopped"
+_ANTI_JOIN_LIMIT = 5_000
+
+
+@dataclass
+class Backfilled:
+    """What a run of backfill did."""
+
+    tally: Tally = field(default_factory=Tally)
+    chunks: int = 0
+    resumed_at: int = 0
+    """Chunks that were done before this run."""
+    left_over: int = 0
+    """Entries that no chunk had delivered and the anti-join found."""
+    seconds: float = 0.0
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            **asdict(self.tally),
+            "chunks": self.chunks,
+            "left_over": self.left_over,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run would do."""
+
+    chunks: int | None
+    """None: the table would be laid out first."""
+    chunks_done: int
+    rows_estimated: int
+    bytes_estimated: int
+
+
+def preview(settings: Settings) -> Outlook:
+    """What `backfill` would do now. Reads only. Raises what backfill itself would be refused for."""
+    with connect(settings) as conn:
+        table = inspect(conn, settings)
+        migration = _ready(conn, settings, table)
+        laid_out = migration.layout == chunks.layout_of(table, migration.epoch)
+        totals = chunks.totals(conn)
+        rows = max(0, int(table.tuples))
+        return Outlook(
+            totals.chunks if laid_out else None,
+            totals.done if laid_out else 0,
+            rows,
+            int(rows * chunks.sample_width(conn, table)),
+        )
+
+
+def backfill(
+    settings: Settings, target: RedisTarget, stop: Stop, *, restart: bool = False
+) -> Generator[Progress, None, Backfilled]:
+    """Delivers every entry. Returns when the anti-join finds none that is missing from the ledger.
+
+    Raises Refused without capture, Interrupted on request, and SourceError or TargetError when a server stays away
+    longer than `retry_for`; running it again goes on where it stopped.
+    """
+    began = time.monotonic()
+    started = datetime.now(UTC)
+    result = Backfilled()
+    with connect(settings) as conn:
+        table = inspect(conn, settings)
+        migration = _ready(conn, settings, table)
+        target.check()
+        with control.lease(conn, "layout"):
+            if restart or migration.layout != chunks.layout_of(table, migration.epoch):
+                chunks.lay_out(conn, table, migration.epoch)
+        result.resumed_at = chunks.totals(conn).done
+    with Reconnecting(settings) as session:
+        run = _Run(settings, target, stop, table, migration.epoch, session, result)
+        yield from run.all_chunks()
+        yield from run.left_over(started)
+        result.seconds = time.monotonic() - began
+        control.journal(session.get(), "backfill", result.figures())
+    return result
+
+
+def _ready(conn: Connection, settings: Settings, table: Table) -> control.Migration:
+    migration = control.require(conn, settings, "backfill")
+    if not capture.installed(conn, table):
+        raise Refused(
+            "capture is not installed on the table: writes made meanwhile would be lost", hint="cachemig dual-write"
+        )
+    return migration
+
+
+@dataclass
+class _Run:
+    settings: Settings
+    target: RedisTarget
+    stop: Stop
+    table: Table
+    epoch: int
+    session: Reconnecting
+    result: Backfilled
+    owner: str = field(default_factory=control.owner)
+    totals: chunks.Totals = field(default_factory=chunks.Totals)
+
+    def all_chunks(self) -> Generator[Progress, None, None]:
+        while True:
+            done = False
+            for attempt in attempts(self.settings, self.stop):
+                with attempt, self.session.guard() as conn:
+                    done = yield from self._one_chunk(conn)
+                if waiting := reason(attempt.retry_state):
+                    yield self._progress(Tally(), waiting)
+            if done:
+                return
+
+    def _one_chunk(self, conn: Connection) -> Generator[Progress, None, bool]:
+        """Does one chunk; True when all are done."""
+        self.totals = chunks.totals(conn)
+        self.stop.check(RESUME)
+        chunk = chunks.claim(conn, self.owner, Phase.DUAL_WRITE, self.epoch)
+        if chunk is None:
+            return (yield from self._wait_for_others(conn))
+        tally = Tally()
+        try:
+            entries = scan.read_chunk(conn, self.table, chunk.lower, chunk.upper)
+            with transaction(conn, read_only=True):
+                records = yield from self._delivered(entries, tally)
+        except Interrupted:
+            chunks.release(conn, chunk, self.owner)
+            raise
+        with transaction(conn):
+            ledger.write(conn, records)
+            figures = {**asdict(tally), "entries": tally.entries}
+            if chunks.finish(conn, chunk, self.owner, figures):
+                self.result.chunks += 1
+        self.result.tally.merge(tally)
+        return False
+
+    def _wait_for_others(self, conn: Connection) -> Generator[Progress, None, bool]:
+        if self.totals.done == self.totals.chunks:
+            return True
+        control.require(conn, self.settings, "backfill")  # no chunk to be had: has the phase changed?
+        yield self._progress(Tally(), f"{self.totals.running} chunks are with other workers")
+        self.stop.wait(0.3)
+        return False
+
+    def left_over(self, since: datetime) -> Generator[Progress, None, None]:
+        """Delivers what no chunk had: rows that moved, or came in under an old snapshot."""
+        unhandled = queries.query(
+            "scan", "unhandled", **self.table.parts, since=sql.Literal(since), limit=sql.Literal(_ANTI_JOIN_LIMIT)
+        )
+        found = True
+        while found:
+            for attempt in attempts(self.settings, self.stop):
+                with attempt, self.session.guard() as conn:
+                    found = yield from self._one_batch(conn, unhandled)
+                if waiting := reason(attempt.retry_state):
+                    yield self._progress(Tally(), waiting)
+
+    def _one_batch(self, conn: Connection, unhandled: sql.Composed) -> Generator[Progress, None, bool]:
+        self.stop.check(RESUME)
+        yield self._progress(Tally(), note="looking for entries that no chunk delivered")
+        with transaction(conn, read_only=True):
+            rows = conn.execute(unhandled).fetchall()
+        keys = [str(row[0]) for row in rows]
+        if not keys:
+            return False
+        tally = Tally()
+        with transaction(conn, read_only=True):
+            records = yield from self._delivered(scan.read_keys(conn, self.table, keys), tally)
+        with transaction(conn):
+            ledger.write(conn, records)
+        self.result.tally.merge(tally)
+        self.result.left_over += len(keys)
+        return True
+
+    def _delivered(
+        self, entries: Generator[Entry, None, None], tally: Tally
+    ) -> Generator[Progress, None, list[ledger.Record]]:
+        done = []
+        shown = time.monotonic()
+        with closing(entries), closing(deliver(self.target, entries, tally)) as records:
+            for record in records:
+                done.append(record)
+                if time.monotonic() - shown > 0.1:
+                    self.stop.check(RESUME)
+                    yield self._progress(tally)
+                    shown = time.monotonic()
+        yield self._progress(tally)
+        return done
+
+    def _progress(self, tally: Tally, waiting: str | None = None, note: str | None = None) -> Progress:
+        return Progress(
+            self.totals.done,
+            self.totals.chunks or None,
+            "chunks",
+            entries=self.result.tally.entries + tally.entries,
+            bytes=self.result.tally.bytes + tally.bytes,
+            note=note,
+            waiting=waiting,
+        )

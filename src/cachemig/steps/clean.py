@@ -1,0 +1,76 @@
+"""clean: removes what the migration made: the control schema, and the tool's own keys in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from cachemig.config import Settings
+from cachemig.errors import Refused
+from cachemig.progress import Progress
+from cachemig.source import capture, control, queries
+from cachemig.source.connect import connect, transaction
+from cachemig.source.table import inspect
+from cachemig.targets.keys import TEMPORARY, VERSION, KeyTemplate, escape, owner_of
+from cachemig.targets.redis import RedisTarget
+
+
+@dataclass(frozen=True)
+class Rubbish:
+    """What clean removes, or would remove."""
+
+    schema: bool
+    own_keys: int
+    """Version and temporary keys of this migration's template."""
+    values: int
+    """Values under the prefix; 0 where they are to stay."""
+    ledger: int
+    journal: int
+
+
+def clean(
+    settings: Settings, target: RedisTarget, *, execute: bool, values: bool = False
+) -> Generator[Progress, None, Rubbish]:
+    """Counts what the migration made and, with `execute`, removes it: Redis first, the control schema last, so that
+    an interrupted clean can be repeated. Values stay in Redis until they expire, unless `values` is given.
+
+    Raises Refused while capture is on: the trigger would make every write of the application fail.
+    """
+    with connect(settings) as conn:
+        control.require(conn, settings, "clean")
+        table = inspect(conn, settings)
+        if capture.installed(conn, table):
+            raise Refused("capture is still on the table", hint="cachemig dual-write --disable")
+        counts = conn.execute(queries.text("control", "made")).fetchone()
+        own = yield from _keys(target, _own_pattern(target.template), target.template, execute)
+        held = 0
+        if values:
+            held = yield from _keys(target, target.template.pattern, target.template, execute)
+        if execute:
+            with transaction(conn):
+                conn.execute(queries.text("control", "drop_control"))
+        assert counts is not None
+        return Rubbish(True, own, held, counts[0], counts[1])
+
+
+def _own_pattern(template: KeyTemplate) -> str:
+    # Both forms of a companion key: {key}, and {tag}key where the key has braces of its own.
+    return f"cachemig:[vt]:{{*{escape(template.after)}*"
+
+
+def _keys(target: RedisTarget, pattern: str, template: KeyTemplate, remove: bool) -> Generator[Progress, None, int]:
+    count = 0
+    for names in target.scan(pattern):
+        mine = [name for name in names if _belongs(name, template)]
+        count += len(mine)
+        if remove and mine:
+            target.remove(mine)
+        yield Progress(count, None, "keys")
+    return count
+
+
+def _belongs(name: str, template: KeyTemplate) -> bool:
+    for prefix in (VERSION, TEMPORARY):
+        if name.startswith(f"{prefix}{{"):
+            return template.key_of(owner_of(name, prefix)) is not None
+    return template.key_of(name) is not None

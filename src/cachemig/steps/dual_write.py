@@ -1,0 +1,107 @@
+"""dual-write: switches capture on, and off again."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from psycopg import sql
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity.wait import wait_random_exponential
+
+from cachemig.config import Settings
+from cachemig.errors import LockNotGranted, Refused
+from cachemig.ladder import Phase
+from cachemig.progress import Progress
+from cachemig.source import capture, control, queries
+from cachemig.source.connect import Connection, connect, transaction
+from cachemig.source.table import Table, inspect
+from cachemig.steps import doctor
+from cachemig.steps.retry import reason
+from cachemig.targets.redis import RedisTarget
+
+_TRIES = 30
+
+
+@dataclass(frozen=True)
+class Switched:
+    """The state after the step."""
+
+    phase: Phase
+    changed: bool
+    """False: it was so already."""
+    epoch: int
+    mode: str | None = None
+    marked: int = 0
+    """Keys marked because nothing is known of the time without capture."""
+
+
+def statements(settings: Settings, *, enable: bool) -> list[str]:
+    """The SQL that the step would run, in one transaction. Reads only."""
+    with connect(settings) as conn:
+        table = inspect(conn, settings)
+        control.require(conn, settings)
+        return [statement.as_string(conn) for statement in _statements(conn, table, enable)]
+
+
+def _statements(conn: Connection, table: Table, enable: bool) -> list[sql.Composed]:
+    if enable:
+        return capture.statements(table, capture.mode(conn, table))
+    return [
+        queries.query("capture", "lock_table", table=table.identifier),
+        queries.query("capture", "capture_drop", table=table.identifier),
+    ]
+
+
+def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generator[Progress, None, Switched]:
+    """Commits capture, or removes it; nothing in between is ever visible to the application.
+
+    Waits for the table's lock only for `lock_timeout` at a time, then lets the application through and tries again.
+    Raises Refused when doctor finds an error, LockNotGranted when the table was busy at every try.
+    """
+    wanted = Phase.DUAL_WRITE if enable else Phase.IDLE
+    with connect(settings) as conn:
+        table = inspect(conn, settings)
+        migration = control.require(conn, settings)
+        if enable:
+            doctor.gate(settings, target, "dual-write")
+        with control.lease(conn, "ladder"):
+            migration = control.require(conn, settings)
+            if migration.phase == wanted and capture.installed(conn, table) == enable:
+                return Switched(wanted, False, migration.epoch)
+            for attempt in Retrying(
+                retry=retry_if_exception_type(LockNotGranted),
+                wait=wait_random_exponential(multiplier=1.0, min=0.2, max=10.0),
+                stop=stop_after_attempt(_TRIES),
+                reraise=True,
+            ):
+                with attempt:
+                    result = _switch(conn, settings, table, migration, enable)
+                if why := reason(attempt.retry_state):
+                    tried = attempt.retry_state.attempt_number
+                    yield Progress(tried, _TRIES, "tries", waiting=f"{why}; the application goes first")
+    return result
+
+
+def _switch(conn: Connection, settings: Settings, table: Table, migration: control.Migration, enable: bool) -> Switched:
+    wanted = Phase.DUAL_WRITE if enable else Phase.IDLE
+    marked = 0
+    # The first enabling begins epoch 0; any later one follows a time without capture, of which nothing is known.
+    again = enable and migration.epoch >= 0
+    epoch = migration.epoch + enable
+    if epoch > 8191:
+        raise Refused("8,192 epochs are used up", hint="cachemig clean --execute, then begin anew")
+    with transaction(conn, lock_timeout_s=settings.lock_timeout):
+        for statement in _statements(conn, table, enable):
+            conn.execute(statement)
+        control.set_phase(conn, wanted, epoch)
+        if again:
+            marked = conn.execute(queries.text("capture", "mark_known")).rowcount
+        mode = capture.mode(conn, table) if enable else None
+        control.journal(
+            conn,
+            "dual-write" if enable else "dual-write --disable",
+            {"capture": mode, "epoch": epoch, "marked": marked},
+            phase_from=migration.phase,
+        )
+    return Switched(wanted, True, epoch, mode, marked)

@@ -1,0 +1,100 @@
+"""init: makes the control schema, and begins the migration in phase idle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from psycopg.types.json import Jsonb
+
+from cachemig.config import CONFIG_FILE, Settings, fields, mask, show_duration
+from cachemig.source import control, queries
+from cachemig.source.connect import Connection, connect, transaction
+from cachemig.source.table import inspect
+from cachemig.steps import doctor
+from cachemig.targets.redis import RedisTarget
+
+
+@dataclass(frozen=True)
+class Initialised:
+    created: bool
+    """False: the migration was there already, with these settings."""
+    config_file: str | None
+    """The file that was written; None where there was one, or nothing to write."""
+
+
+def statements(settings: Settings) -> list[str]:
+    """The SQL that init would run, in one transaction. Reads only."""
+    with connect(settings) as conn:
+        inspect(conn, settings)
+        if control.find(conn) is not None:
+            control.require(conn, settings)
+            return []
+        return _statements(has_schema=_has_schema(conn))
+
+
+def _statements(*, has_schema: bool) -> list[str]:
+    create = [] if has_schema else [queries.text("control", "create_schema")]
+    return [*create, queries.text("control", "create_control")]
+
+
+def _has_schema(conn: Connection) -> bool:
+    row = conn.execute(queries.text("control", "has_schema")).fetchone()
+    return bool(row and row[0])
+
+
+def init(settings: Settings, target: RedisTarget, directory: Path) -> Initialised:
+    """Begins the migration. Touches no table of the application; repeating it changes nothing.
+
+    Raises Refused when doctor finds an error, SettingsDiffer when a migration with other settings is there.
+    """
+    with connect(settings) as conn:
+        inspect(conn, settings)
+        created = control.find(conn) is None
+        if not created:
+            control.require(conn, settings)
+        else:
+            doctor.gate(settings, target, "init")
+            with transaction(conn):
+                for statement in _statements(has_schema=_has_schema(conn)):
+                    conn.execute(statement)
+                conn.execute(
+                    queries.text("control", "begin_migration"),
+                    {
+                        "settings": Jsonb(settings.identity()),
+                        "fingerprint": settings.fingerprint(),
+                        "who": control.who(),
+                    },
+                )
+                control.journal(conn, "init", {"settings": settings.identity()})
+    path = directory / CONFIG_FILE
+    if any(origin.startswith("cachemig.toml") for origin in settings.origins.values()) or path.exists():
+        return Initialised(created, None)
+    path.write_text(config_file(settings), encoding="utf-8")
+    return Initialised(created, str(path))
+
+
+def config_file(settings: Settings) -> str:
+    """A cachemig.toml with the settings in force that can be in a file: no DSN and no URL that holds a secret."""
+    lines = ["# Settings of this migration; flags and CACHEMIG_* variables go before them.", ""]
+    for field in fields():
+        value = getattr(settings, field.name)
+        if field.name not in settings.origins and not field.metadata["identity"]:
+            continue
+        # it may hold a password, or another machine's address
+        if field.name in ("dsn", "redis_url") and (
+            settings.origins.get(field.name, "").startswith("CACHEMIG_") or "***" in mask(field.name, value)
+        ):
+            continue
+        text = ",".join(value) if isinstance(value, tuple) else value
+        if field.metadata["metavar"] == "DURATION":
+            text = show_duration(value)
+        lines.append(f"# {field.metadata['help']}")
+        lines.append(f"{field.name} = {_toml(text)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, int | float):
+        return str(value)
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,94 @@
+"""The verdict on one key, from what Postgres, the ledger and Redis say of it. Pure."""
+
+from __future__ import annotations
+
+from cachemig.config import Settings
+from cachemig.entries.codec import Undecodable, decode
+from cachemig.entries.compare import same_json
+from cachemig.entries.entry import digest
+from cachemig.entries.verdicts import Verdict
+from cachemig.source.scan import Known
+from cachemig.targets.redis import Found
+
+EXPIRY_TOLERANCE_MS = 5_000
+
+
+def judge(known: Known, found: Found, settings: Settings, now_ms: int) -> tuple[Verdict, str]:
+    """The verdict and, where it is not good, the reason in words. `now_ms` is Redis's clock.
+
+    The two sides are not read at one instant, so a verdict that is not good is to be confirmed by reading again.
+    """
+    entry = known.entry
+    held = found.version or 0
+    if found.fault is not None:
+        return Verdict.CORRUPT, found.fault
+    if held > entry.version:
+        return Verdict.CORRUPT, f"its version key is ahead of Postgres: {held} after {entry.version}"
+    if held < entry.version:
+        return _behind(known, found, settings)
+    if entry.text is None:
+        return (Verdict.SKIPPED, "") if found.value is None else (Verdict.RESURRECTED, "its row was cleared or deleted")
+    current = known.version == entry.version  # the ledger speaks of this very state
+    sha256 = digest(entry.text)
+    if current and known.sha256 is not None and known.sha256 != sha256:
+        return Verdict.CORRUPT, "the ledger's digest is not that of the column"
+    if current and known.state == "failed":
+        return Verdict.FAILED, known.error or "no reason recorded"
+    if current and known.state == "set-aside":
+        return (Verdict.SET_ASIDE, known.error or "") if found.value is None else (Verdict.MISMATCH, "it was set aside")
+    expires_at_ms = known.expires_at_ms if current else entry.expires_at_ms
+    if found.value is None:
+        if expires_at_ms is not None and expires_at_ms <= now_ms:
+            return Verdict.EXPIRED, ""
+        return Verdict.MISSING, "evicted, deleted or never delivered"
+    try:
+        text = decode(found.value)
+    except Undecodable as exc:
+        return Verdict.CORRUPT, str(exc)
+    if text == entry.text:
+        verdict = Verdict.MATCH
+    elif same_json(text, entry.text):
+        verdict = Verdict.EQUIVALENT
+    else:
+        return Verdict.MISMATCH, f"{len(text):,} bytes in Redis, {len(entry.text):,} in the column"
+    if current and known.state == "delivered" and (why := _wrong_expiry(expires_at_ms, found.ttl_ms, now_ms)):
+        return Verdict.CORRUPT, why
+    return verdict, ""
+
+
+def _behind(known: Known, found: Found, settings: Settings) -> tuple[Verdict, str]:
+    """Redis holds an older version than Postgres, or none."""
+    entry = known.entry
+    if known.pending_s is not None and known.pending_s <= settings.max_lag:
+        return Verdict.PENDING, f"changed {known.pending_s:.1f} s ago"
+    late = f"; its change is {known.pending_s:.0f} s old and not delivered" if known.pending_s is not None else ""
+    if found.value is None:
+        if known.version == entry.version and known.state in ("removed", "set-aside", "expired"):
+            # Nothing is there, as it should be; but without its tombstone an old write would be accepted.
+            return Verdict.CORRUPT, "its version key is gone"
+        if entry.text is None:
+            return Verdict.SKIPPED, ""
+        return Verdict.MISSING, f"evicted, deleted or never delivered{late}"
+    if entry.text is None:
+        return Verdict.RESURRECTED, f"its row was cleared or deleted{late}"
+    if found.version is None and decode_equals(found, entry.text):
+        return Verdict.CORRUPT, f"its version key is gone{late}"
+    return Verdict.STALE, f"version {found.version or 0} in Redis, {entry.version} in Postgres{late}"
+
+
+def decode_equals(found: Found, text: object) -> bool:
+    try:
+        return found.value is not None and decode(found.value) == text
+    except Undecodable:
+        return False
+
+
+def _wrong_expiry(expires_at_ms: int | None, ttl_ms: int | None, now_ms: int) -> str | None:
+    if expires_at_ms is None:
+        return None if ttl_ms is None else "it expires, and was not to"
+    if ttl_ms is None:
+        return "it never expires, and was to"
+    off_ms = now_ms + ttl_ms - expires_at_ms
+    if abs(off_ms) > EXPIRY_TOLERANCE_MS:
+        return f"it expires {abs(off_ms) / 1000:,.0f} s {'later' if off_ms > 0 else 'earlier'} than it was to"
+    return None

@@ -1,0 +1,416 @@
+"""plan: what a migration would move, how long it would take, and what stands in the way of the drop. Reads only."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+from psycopg import sql
+
+from cachemig.config import Settings, fields
+from cachemig.entries.entry import jitter_ms
+from cachemig.entries.shape import fault
+from cachemig.errors import PrivilegeMissing, TargetError
+from cachemig.ladder import Phase
+from cachemig.source import control, queries
+from cachemig.source.connect import Connection, connect, source_errors, transaction
+from cachemig.source.scan import copy_rows
+from cachemig.source.table import Table, inspect
+from cachemig.targets.redis import RedisTarget, target_errors
+
+EXACT_ROWS = 100_000
+EXACT_BYTES = 2**30
+"""A table of at most so many rows and bytes is read as a whole; a larger one by a sample."""
+SAMPLE_ROWS = 5_000
+SAMPLE_BYTES = 2**28
+_LEAST_SAMPLE_ROWS = 200
+_TIMED_BYTES = 2**24
+PATH_SHARE = 0.8
+"""Backfill's rate as a part of COPY's alone: measured 0.8 to 1 with hashing, fence and ledger on two cores."""
+BYTES_PER_KEY = 120
+"""What Redis adds to name and value: dictionary entry, object headers, expiry, the allocator's rounding."""
+CODEC_RATIO = {"json": 1.0, "gzip": 0.4, "zstd": 0.4}
+"""Stored bytes by text bytes, as measured on analytics of recordings (gzip 1/2.3 to 1/2.6, zstd 1/2.4 to 1/3.3)."""
+
+NOT_BEGUN = "not begun"
+NOT_VISIBLE = "not visible to this role"
+
+_MOVE = ["cachemig sync --follow", "cachemig backfill", "cachemig verify"]
+STEPS_AHEAD: dict[str, list[str]] = {
+    NOT_BEGUN: ["cachemig doctor", "cachemig init", "cachemig dual-write", *_MOVE],
+    NOT_VISIBLE: ["cachemig status, as a role that may see the control schema (sql/roles.sql)"],
+    Phase.IDLE: ["cachemig doctor", "cachemig dual-write", *_MOVE],
+    Phase.DUAL_WRITE: _MOVE,
+}
+
+# Type as pg_identify_object() names it: how it is called here, and what becomes of it at the drop.
+_BLOCKS = "blocks the drop: "
+_GOES = "goes with the column without a word: "
+DEPENDENTS: dict[str, tuple[str, str]] = {
+    "view": ("view", _BLOCKS + "replace it by one without the column, before the drop"),
+    "materialized view": ("materialised view", _BLOCKS + "create it anew without the column, before the drop"),
+    "rule": ("rule", _BLOCKS + "drop it or write it anew without the column"),
+    "policy": ("policy", _BLOCKS + "write it anew without the column; Redis will not have its protection"),
+    "default value": (
+        "generated column",
+        _BLOCKS + "drop it, or make it an ordinary column (ALTER COLUMN .. DROP EXPRESSION)",
+    ),
+    "table column": (
+        "generated column",
+        _BLOCKS + "drop it, or make it an ordinary column (ALTER COLUMN .. DROP EXPRESSION)",
+    ),
+    "trigger": ("trigger", _BLOCKS + "write its UPDATE OF list or WHEN condition anew without the column"),
+    "publication relation": ("publication", _BLOCKS + "write its column list or filter anew without the column"),
+    "index": ("index", _GOES + "see whether a query relies on it, on other columns of it too"),
+    "table constraint": ("constraint", _GOES + "keep what it says of other columns in a new one"),
+    "statistics object": ("statistics", _GOES + "plans may change; create it anew for its other columns"),
+    "function": ("function", _BLOCKS + "write it anew without the column"),
+    "procedure": ("procedure", _BLOCKS + "write it anew without the column"),
+}
+_OTHER = _BLOCKS + "remove the dependency first"
+_MENTIONS = (
+    "Postgres does not check it, it would fail when it is next called: "
+    "see whether it means this column, and change it before the drop"
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the column's text, over rows that hold a value."""
+
+    p50: int
+    p95: int
+    p99: int
+    max: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Dependent:
+    """Something that depends on the column, and what to do about it before the drop."""
+
+    kind: str
+    name: str
+    what_to_do: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a migration would move. Where `sampled_rows` is not None, every count but `rows` and `keyless_rows` is
+    that of so many sampled rows, scaled up; `sizes.max` is then the largest that was seen.
+
+    redis_bytes = text bytes of the entries * ratio (json 1, gzip and zstd 0.4)
+                  + entries * (bytes of the key's name + 120).
+    seconds     = text bytes of all values / (mb_per_s * 0.8), with one connection.
+    """
+
+    table: str
+    column: str
+    phase: str
+    rows: int
+    rows_estimated: bool
+    sampled_rows: int | None
+    table_bytes: int
+    empty_rows: int
+    """NULL, JSON null or {}: not entries."""
+    keyless_rows: int
+    """Exact. Values that no key leads to: they cannot be moved, and the drop would lose them."""
+    duplicate_keys: int
+    """Keys with more than one row that holds a value; one of them is the entry."""
+    rows_beyond_winner: int
+    corrupt: dict[str, int]
+    """Winners by name of the fault: to be set aside, not moved."""
+    expired_rows: int
+    """Winners that are past their time already: not moved."""
+    entries: int
+    """Keys that Redis would hold."""
+    sizes: Sizes
+    redis_bytes: int
+    redis_free_bytes: int | None
+    """None: no limit is known, or Redis was not asked."""
+    redis_error: str | None
+    """Why Redis could not be asked."""
+    mb_per_s: float | None
+    """10^6 bytes of text a second, measured now by a COPY of some rows: an estimate. None: nothing to copy."""
+    seconds: float | None
+    """Expected time of backfill: an estimate."""
+    dependents: list[Dependent]
+    settings: list[Setting]
+    steps_ahead: list[str]
+
+
+class _Row(NamedTuple):
+    key: str | None
+    head: str | None
+    bytes: int | None
+    """None: the row holds no value."""
+    lifetime_from: int | None
+    place: int
+
+
+def plan(settings: Settings, target: RedisTarget | None) -> Plan:
+    """The plan as of now. Reads only, with SELECT on the table alone, before `cachemig init` too.
+
+    Raises SourceError; RowsHidden where row-level security would falsify the counts. A Redis that cannot be reached
+    is told in the plan.
+    """
+    free, redis_error = _redis(target)
+    with connect(settings) as conn:
+        table = inspect(conn, settings)
+        phase = _phase(conn)
+        with transaction(conn, read_only=True):
+            rows, estimated = count_rows(conn, table)
+            sample = not (rows <= EXACT_ROWS and table.bytes <= EXACT_BYTES)
+            read = _rows(conn, table, rows if sample else None)
+            keyless = _number(conn, queries.query("scan", "keyless", **table.parts))
+            shared = _shared_by_lookup(conn, table, read) if sample else _shared(table, read)
+            mb_per_s = _measured(conn, table, rows, read)
+        dependents = _dependents(conn, table)
+    scale = rows / len(read) if sample and read else 1.0
+    count = _Counts(settings, read, shared, time.time())
+    sizes = _sizes([row.bytes for row in read if row.bytes is not None], scale)
+    return Plan(
+        table=table.qualified,
+        column=settings.column,
+        phase=phase,
+        rows=rows,
+        rows_estimated=estimated,
+        sampled_rows=len(read) if sample else None,
+        table_bytes=table.bytes,
+        empty_rows=round(count.empty * scale),
+        keyless_rows=keyless,
+        duplicate_keys=round(shared.keys * scale),
+        rows_beyond_winner=round(shared.beyond * scale),
+        corrupt={name: max(1, round(n * scale)) for name, n in sorted(count.corrupt.items())},
+        expired_rows=round(count.expired * scale),
+        entries=round(count.entries * scale),
+        sizes=sizes,
+        redis_bytes=expected_memory(
+            count.entries * scale, count.bytes * scale, count.name_bytes * scale, settings.codec
+        ),
+        redis_free_bytes=free,
+        redis_error=redis_error,
+        mb_per_s=mb_per_s,
+        seconds=round(sizes.total / 1e6 / (mb_per_s * PATH_SHARE), 1) if mb_per_s else None,
+        dependents=dependents,
+        settings=_deciding(settings),
+        steps_ahead=list(STEPS_AHEAD[phase]),
+    )
+
+
+# Shared with doctor -----------------------------------------------------------------------------------------------
+
+
+def count_rows(conn: Connection, table: Table) -> tuple[int, bool]:
+    """Rows of the table, and whether that is an estimate: exact up to EXACT_ROWS, else the planner's figure."""
+    counted = _number(
+        conn, queries.query("plan", "count_up_to", table=table.identifier, limit=sql.Literal(EXACT_ROWS + 1))
+    )
+    if counted <= EXACT_ROWS:
+        return counted, False
+    with source_errors():
+        row = conn.execute(queries.query("plan", "planned_rows", table=table.identifier)).fetchone()
+    assert row is not None
+    explained = cast("list[dict[str, Any]]", row[0])
+    return max(counted, int(explained[0]["Plan"]["Plan Rows"])), True
+
+
+def expected_memory(entries: float, text_bytes: float, name_bytes: float, codec: str) -> int:
+    """Bytes of Redis's memory: text * ratio of the codec + names + 120 an entry."""
+    return round(text_bytes * CODEC_RATIO[codec] + name_bytes + entries * BYTES_PER_KEY)
+
+
+def free_memory(info: dict[str, Any]) -> int | None:
+    """Bytes that Redis may still take, from `INFO memory`: up to maxmemory, or to the machine's memory where there is
+    no maxmemory. None where neither is told."""
+    limit = int(info.get("maxmemory", 0)) or int(info.get("total_system_memory", 0))
+    return max(0, limit - int(info["used_memory"])) if limit and "used_memory" in info else None
+
+
+def _redis(target: RedisTarget | None) -> tuple[int | None, str | None]:
+    if target is None:
+        return None, None
+    try:
+        with target_errors():
+            return free_memory(target.client.info("memory")), None
+    except TargetError as exc:
+        return None, str(exc)
+
+
+# Counting ---------------------------------------------------------------------------------------------------------
+
+
+def _phase(conn: Connection) -> str:
+    try:
+        migration = control.find(conn)
+    except PrivilegeMissing:
+        return NOT_VISIBLE
+    return NOT_BEGUN if migration is None else migration.phase.value
+
+
+def _rows(conn: Connection, table: Table, of: int | None) -> list[_Row]:
+    """Every row, or a sample of a table `of` so many rows."""
+    want = EXACT_ROWS + 1
+    sample: sql.Composable = sql.SQL("")
+    if of is not None:
+        # A quarter of the text is what it takes on disk, roughly: TOAST compresses.
+        text_per_row = max(1.0, 4 * table.bytes / max(of, 1))
+        want = int(min(SAMPLE_ROWS, max(_LEAST_SAMPLE_ROWS, SAMPLE_BYTES / text_per_row)))
+        sample = sql.SQL("TABLESAMPLE SYSTEM ({})").format(sql.Literal(min(100.0, 100 * want / max(of, 1))))
+        want *= 4  # pages are taken, not rows: let it be some more
+    for chosen in (sample, sql.SQL("TABLESAMPLE SYSTEM (100)")):
+        query = queries.query("plan", "rows", **_parts(table), sample=chosen, limit=sql.Literal(want))
+        with source_errors():
+            read = [_Row(*row) for row in conn.execute(query).fetchall()]
+        if read or of is None:
+            return read
+    return []
+
+
+def _parts(table: Table) -> dict[str, sql.Composable]:
+    return {
+        name: part
+        for name, part in table.parts.items()
+        if name in ("table", "key", "column", "k_key", "n_nonempty", "n_order", "lifetime_from")
+    }
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Keys of the read rows that have more than one row with a value, and the rows that are not the entry."""
+
+    keys: float
+    beyond: float
+    weights: dict[str, float]
+    """By key: what part of an entry a sampled row stands for. 1 where it is not named."""
+    sampled: bool
+    """The place of a row among those of its key is not known."""
+
+
+def _shared(table: Table, read: Sequence[_Row]) -> _Shared:
+    if table.key_unique:
+        return _Shared(0, 0, {}, False)
+    sizes = Counter(row.key for row in read if row.bytes is not None and row.key is not None)
+    return _Shared(sum(n > 1 for n in sizes.values()), sum(n - 1 for n in sizes.values()), {}, False)
+
+
+def _shared_by_lookup(conn: Connection, table: Table, read: Sequence[_Row]) -> _Shared:
+    """As _shared, of a sample: a row whose key has n rows stands for 1/n of an entry."""
+    keys = [row.key for row in read if row.bytes is not None and row.key is not None]
+    if table.key_unique or not keys:
+        return _Shared(0, 0, {}, True)
+    query = queries.query("plan", "rows_of_keys", **_parts(table))
+    with source_errors():
+        sizes = {str(key): int(str(n)) for key, n in conn.execute(query, {"keys": keys}).fetchall()}
+    weights = {key: 1 / sizes[key] for key in set(keys) if sizes.get(key, 1) > 1}
+    beyond = sum(1 - weights.get(key, 1.0) for key in keys)
+    return _Shared(sum(weights.get(key, 0.0) for key in keys), beyond, weights, True)
+
+
+class _Counts:
+    """What would become of the read rows."""
+
+    def __init__(self, settings: Settings, read: Sequence[_Row], shared: _Shared, now: float) -> None:
+        self.empty = sum(row.bytes is None for row in read)
+        self.corrupt: Counter[str] = Counter()
+        self.expired = self.entries = self.bytes = self.name_bytes = 0.0
+        name_extra = len(settings.key_template.replace("{key}", "").encode())
+        for row in read:
+            if row.bytes is None or row.key is None or (row.place > 1 and not shared.sampled):
+                continue
+            weight = shared.weights.get(row.key, 1.0)
+            if (name := _fault(row, settings)) is not None:
+                self.corrupt[name] += 1
+            elif _expired(row, settings, now):
+                self.expired += weight
+            else:
+                self.entries += weight
+                self.bytes += row.bytes * weight
+                self.name_bytes += (name_extra + len(row.key.encode())) * weight
+
+
+def _fault(row: _Row, settings: Settings) -> str | None:
+    assert row.bytes is not None
+    if row.bytes > settings.max_value_bytes:
+        return "too-large"
+    found = fault((row.head or "").encode(), settings)
+    return found.partition(":")[0] if found else None
+
+
+def _expired(row: _Row, settings: Settings, now: float) -> bool:
+    if not settings.ttl or row.lifetime_from is None:
+        return False
+    ttl_ms = int(settings.ttl * 1000)
+    return row.lifetime_from + ttl_ms + jitter_ms(row.key or "", ttl_ms, settings.ttl_jitter) <= now * 1000
+
+
+def _sizes(found: list[int], scale: float) -> Sizes:
+    if not found:
+        return Sizes(0, 0, 0, 0, 0)
+    found.sort()
+
+    def rank(part: float) -> int:  # nearest rank
+        return found[math.ceil(part * len(found)) - 1]
+
+    return Sizes(rank(0.5), rank(0.95), rank(0.99), found[-1], round(sum(found) * scale))
+
+
+def _measured(conn: Connection, table: Table, rows: int, read: Sequence[_Row]) -> float | None:
+    """10^6 bytes of text a second of a COPY of about 16 MiB; None where there is nothing to copy."""
+    total = sum(row.bytes or 0 for row in read)
+    if not total:
+        return None
+    want = max(1, min(len(read), int(_TIMED_BYTES / (total / len(read)))))
+    for share in (min(100.0, 100 * 4 * want / max(rows, 1)), 100.0):  # a small share of few pages may be none
+        query = queries.query(
+            "plan",
+            "copied_sample",
+            **_parts(table),
+            limit=sql.Literal(want),
+            sample=sql.SQL("TABLESAMPLE SYSTEM ({})").format(sql.Literal(share)),
+        )
+        began = time.perf_counter()
+        copied = sum(len(text) for _, text in copy_rows(conn, query) if text is not None)
+        seconds = time.perf_counter() - began
+        if copied:
+            return round(copied / 1e6 / seconds, 2)
+    return None
+
+
+def _number(conn: Connection, query: sql.Composed) -> int:
+    with source_errors():
+        row = conn.execute(query).fetchone()
+    assert row is not None
+    return int(str(row[0]))
+
+
+# What stands in the way, and what decides --------------------------------------------------------------------------
+
+
+def _dependents(conn: Connection, table: Table) -> list[Dependent]:
+    parameters = {"oid": table.oid, "column": table.settings.column}
+    with source_errors():
+        known = conn.execute(queries.text("plan", "dependents"), parameters).fetchall()
+        functions = conn.execute(queries.text("plan", "mentioning_functions"), parameters).fetchall()
+    found = []
+    for type_, identity in known:
+        kind, what_to_do = DEPENDENTS.get(str(type_), (str(type_), _OTHER))
+        found.append(Dependent(kind, str(identity).removeprefix("for "), what_to_do))
+    return [*found, *(Dependent("function text", str(name), _MENTIONS) for (name,) in functions)]
+
+
+def _deciding(settings: Settings) -> list[Setting]:
+    """The settings that decide what stands in Redis, and how writes are captured."""
+    deciding = {f.name for f in fields() if f.metadata["identity"]} | {"capture", "accept"}
+    return [Setting(*shown) for shown in settings.shown() if shown[0] in deciding]

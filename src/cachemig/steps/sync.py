@@ -1,0 +1,125 @@
+"""sync: delivers committed changes, oldest first; the steps of a worker in docs/architecture.md, "The protocol"."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cachemig.config import Settings
+from cachemig.errors import Interrupted
+from cachemig.progress import Progress
+from cachemig.source import control, ledger, queries, scan
+from cachemig.source.connect import Connection, connect, transaction
+from cachemig.source.table import Table, inspect
+from cachemig.steps.delivery import Tally, deliver
+from cachemig.steps.retry import Reconnecting, attempts, reason
+from cachemig.steps.stop import Stop
+from cachemig.targets.redis import RedisTarget
+
+RESUME = "cachemig sync --follow takes up where this stopped; nothing is lost meanwhile"
+BATCH = 500
+_IDLE_S = (0.05, 1.0)
+
+
+@dataclass
+class Synced:
+    """What a run of sync did."""
+
+    changes: int = 0
+    tally: Tally = field(default_factory=Tally)
+    seconds: float = 0.0
+
+    def figures(self) -> dict[str, Any]:
+        return {"changes": self.changes, **asdict(self.tally), "seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Changes that are not delivered yet. `oldest_s` None: there are none."""
+
+    changes: int
+    oldest_s: float | None
+
+
+def backlog(conn: Connection) -> Backlog:
+    row = conn.execute(queries.text("sync", "backlog")).fetchone()
+    assert row is not None
+    return Backlog(int(row[0]), None if row[1] is None else float(row[1]))
+
+
+def preview(settings: Settings) -> Backlog:
+    """What `sync` would deliver now. Reads only."""
+    with connect(settings) as conn:
+        control.require(conn, settings, "sync")
+        return backlog(conn)
+
+
+def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -> Generator[Progress, None, Synced]:
+    """Delivers changes until none is left (`follow`: until a stop is requested, which then is the normal end).
+
+    A change is folded only after Redis has acknowledged its key's state; on any error it stays and comes round again.
+    """
+    began = time.monotonic()
+    result = Synced()
+    with connect(settings) as conn:
+        table = inspect(conn, settings)
+        control.require(conn, settings, "sync")
+        target.check()
+    idle_s = _IDLE_S[0]
+    with Reconnecting(settings) as session:
+        while not stop.requested:
+            taken = 0
+            for attempt in attempts(settings, stop):
+                with attempt, session.guard() as conn:
+                    taken = _batch(conn, settings, table, target, result)
+                if waiting := reason(attempt.retry_state):
+                    yield _progress(result, None, waiting)
+            if taken < BATCH and not follow:
+                break
+            if taken == 0:
+                yield _progress(result, 0)
+                stop.wait(idle_s)
+                idle_s = min(idle_s * 2, _IDLE_S[1])
+            else:
+                idle_s = _IDLE_S[0]
+                yield _progress(result, backlog(session.get()).changes)
+        result.seconds = time.monotonic() - began
+        if result.changes:
+            control.journal(session.get(), "sync", result.figures())
+    if stop.requested and not follow:
+        raise Interrupted(hint=RESUME, signal_number=stop.signal_number)
+    return result
+
+
+def _batch(conn: Connection, settings: Settings, table: Table, target: RedisTarget, result: Synced) -> int:
+    """Takes, delivers and folds one batch; the number of changes taken."""
+    tally = Tally()
+    with transaction(conn):
+        control.require(conn, settings, "sync")
+        changes = conn.execute(queries.text("sync", "take_changes"), {"limit": BATCH}).fetchall()
+        if not changes:
+            return 0
+        keys = list(dict.fromkeys(str(key) for _, key in changes))
+        # A new statement, so a new snapshot: it sees every change that the locked rows were committed with.
+        with closing(scan.read_keys(conn, table, keys)) as entries, closing(deliver(target, entries, tally)) as records:
+            done = list(records)
+        ledger.write(conn, done)
+        conn.execute(queries.text("sync", "fold_changes"), {"ids": [change_id for change_id, _ in changes]})
+    result.changes += len(changes)
+    result.tally.merge(tally)
+    return len(changes)
+
+
+def _progress(result: Synced, backlog: int | None, waiting: str | None = None) -> Progress:
+    return Progress(
+        result.changes,
+        None,
+        "changes",
+        entries=result.tally.entries,
+        bytes=result.tally.bytes,
+        backlog=backlog,
+        waiting=waiting,
+    )

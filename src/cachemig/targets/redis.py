@@ -1,0 +1,383 @@
+"""Redis (or Valkey): fenced delivery in pipelines, and reading back.
+
+Delivery packs RESP itself and keeps one pipeline in flight, because Postgres is to be the slower side; connecting,
+TLS and authentication are redis-py's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import redis
+from redis import exceptions as rx
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from cachemig import errors
+from cachemig.config import Settings
+from cachemig.entries.entry import Buffer
+from cachemig.targets.keys import TEMPORARY, VERSION, KeyTemplate, companion
+
+LARGE = 8 * 1024
+"""Bytes from which a value goes in by SET and RENAME: measured as the cheaper way from about here on."""
+_CALL_KEYS = 32
+_SEND_BYTES = 1 << 20
+_TEMPORARY_MS = 10 * 60 * 1000
+
+_HERE = Path(__file__).parent
+_SCRIPTS = {name: (_HERE / f"{name}.lua").read_bytes() for name in ("deliver", "deliver_large")}
+_SHA = {name: hashlib.sha1(body, usedforsecurity=False).hexdigest().encode() for name, body in _SCRIPTS.items()}
+
+# Replies that say something of the server, not of the key: the whole delivery stops and is repeated.
+_UNAVAILABLE = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY", "UNBLOCKED")
+
+
+@dataclass(slots=True)
+class Write:
+    """What is to be done with one key. `value` None removes it; `expires_at_ms` is Unix time, None for no expiry."""
+
+    key: str
+    version: int
+    value: Buffer | None
+    expires_at_ms: int | None = None
+
+
+@dataclass(slots=True)
+class Receipt:
+    """What became of a write. Not written and without error: Redis holds a newer state, which is as good."""
+
+    write: Write
+    written: bool
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """What Redis holds under a key. `ttl_ms` None: no expiry. `fault`: why the value could not be read as one."""
+
+    key: str
+    value: bytes | None
+    version: int | None
+    ttl_ms: int | None
+    fault: str | None = None
+
+
+@dataclass
+class _Call:
+    writes: list[Write]
+    replies: int = 1
+    packed: list[Buffer] = field(default_factory=list)
+
+
+@contextmanager
+def target_errors() -> Iterator[None]:
+    """Every redis-py error leaves this block as a TargetError, with the cause attached."""
+    try:
+        yield
+    except (rx.RedisError, rx.RedisClusterException) as exc:
+        raise mapped(exc) from exc
+
+
+def mapped(exc: Exception) -> errors.TargetError:
+    """The error to show for one of redis-py's. Redis's messages hold command names, never values."""
+    text = str(exc)
+    match exc:
+        case rx.OutOfMemoryError():
+            return errors.TargetFull("Redis is full: used memory is over maxmemory")
+        case rx.ReadOnlyError():
+            return errors.TargetReadOnly()
+        case rx.NoPermissionError():
+            return errors.TargetForbidden(f"Redis: {text}")
+        case rx.AuthenticationError() | rx.AuthorizationError() | rx.AuthenticationWrongNumberOfArgsError():
+            return errors.TargetAuthFailed(f"Redis refused the login: {text}")
+        case rx.ConnectionError() | rx.TimeoutError() if "certificate" in text.lower() or "ssl" in text.lower():
+            return errors.TargetUnavailable(
+                f"TLS to Redis failed: {text}", hint="check rediss:// and ?ssl_ca_certs=FILE in redis_url"
+            )
+        case rx.ConnectionError() | rx.TimeoutError() | rx.ClusterError():
+            return errors.TargetUnavailable(f"Redis cannot be reached: {text}")
+    if "OOM command not allowed" in text:  # from a script, before Redis 7
+        return errors.TargetFull("Redis is full: used memory is over maxmemory")
+    if "READONLY" in text:
+        return errors.TargetReadOnly()
+    if text.startswith("NOAUTH"):
+        return errors.TargetAuthFailed("Redis wants a password")
+    if text.startswith(_UNAVAILABLE):
+        return errors.TargetUnavailable(f"Redis is not ready: {text}")
+    return errors.TargetError(f"Redis: {text}")
+
+
+class RedisTarget:
+    """One Redis server. A dead server raises TargetUnavailable, and is never mistaken for an absent key."""
+
+    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+        self.settings = settings
+        self.template = KeyTemplate(settings.key_template)
+        options: dict[str, Any] = {}
+        if "@" not in settings.redis_url.split("?")[0] and environment.get("REDISCLI_AUTH"):
+            options["password"] = environment["REDISCLI_AUTH"]
+        try:
+            self.client = redis.Redis.from_url(
+                settings.redis_url,
+                protocol=2,
+                socket_connect_timeout=min(10.0, settings.redis_timeout),
+                socket_timeout=settings.redis_timeout,
+                retry=Retry(NoBackoff(), 0),  # retrying is the step's business: with a limit, and the reason shown
+                **options,
+            )
+        except (ValueError, TypeError) as exc:
+            raise errors.ConfigError(f"redis_url: {exc}") from exc
+
+    def close(self) -> None:
+        self.client.close()
+
+    def __enter__(self) -> RedisTarget:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """Writes, reads and removes one scratch key by the same path as a value.
+
+        Raises TargetError for what would stop every write; a full server is not such an error, a run waits for it.
+        """
+        key = "cachemig:t:{probe}"
+        with target_errors():
+            try:
+                self.client.eval(_SCRIPTS["deliver"].decode(), 2, key + "v", key, "0", "0", "set", "")
+                self.client.delete(key, key + "v")
+            except rx.ResponseError as exc:
+                if not isinstance(mapped(exc), errors.TargetFull):
+                    raise
+
+    def clock_skew_ms(self) -> int:
+        """How far Redis's clock is ahead of this machine's, to within the round trip."""
+        with target_errors():
+            before = time.time()
+            seconds, micros = self.client.time()
+            return int((seconds + micros / 1e6 - (before + time.time()) / 2) * 1000)
+
+    # Delivery ------------------------------------------------------------------------------------------------------
+
+    def deliver(self, writes: Iterable[Write]) -> Generator[Receipt, None, None]:
+        """A receipt for every write, in no particular order, each as soon as Redis has acknowledged it.
+
+        Reads `writes` as it sends: at most two pipelines of batch_bytes are in memory, or one larger value. Raises
+        TargetError when the server as a whole refuses; what has no receipt then may or may not have been written,
+        and delivering it again is harmless.
+        """
+        pool = self.client.connection_pool
+        with target_errors():
+            connection: Any = pool.get_connection()
+            try:
+                self._load_scripts(connection)
+                in_flight: list[_Call] = []
+                for batch, nbytes in _batches(writes, self.settings.batch_bytes, self.settings.batch_keys):
+                    calls = [self._packed(call) for call in _calls(batch)]
+                    _send(connection, calls)
+                    yield from self._receive(connection, in_flight)
+                    in_flight = calls
+                    if nbytes > self.settings.batch_bytes:  # do not read a second huge value beside this one
+                        yield from self._receive(connection, in_flight)
+                        in_flight = []
+                yield from self._receive(connection, in_flight)
+            except BaseException:
+                # Replies may still be on their way: the connection cannot be used again.
+                connection.disconnect()
+                raise
+            finally:
+                pool.release(connection)
+
+    def _load_scripts(self, connection: Any) -> None:
+        # Each time: the server may have been restarted or failed over since, and it costs one round trip a delivery.
+        for body in _SCRIPTS.values():
+            connection.send_command("SCRIPT", "LOAD", body)
+        for _ in _SCRIPTS:
+            connection.read_response()
+
+    def _packed(self, call: _Call) -> _Call:
+        names = [(companion(VERSION, name), name) for name in (self.template.name(w.key) for w in call.writes)]
+        first = call.writes[0]
+        if first.value is not None and len(first.value) >= LARGE:
+            version_key, name = names[0]
+            temporary = companion(TEMPORARY, name).encode()
+            call.replies = 2
+            call.packed = [
+                *_pack(b"SET", temporary, first.value, b"PX", b"%d" % _TEMPORARY_MS),
+                *_pack(
+                    b"EVALSHA",
+                    _SHA["deliver_large"],
+                    b"3",
+                    version_key.encode(),
+                    name.encode(),
+                    temporary,
+                    b"%d" % first.version,
+                    b"%d" % (first.expires_at_ms or 0),
+                ),
+            ]
+            return call
+        arguments: list[Buffer] = []
+        for w in call.writes:
+            arguments += (
+                b"%d" % w.version,
+                b"%d" % (w.expires_at_ms or 0),
+                b"remove" if w.value is None else b"set",
+                b"" if w.value is None else w.value,
+            )
+        keys = [part.encode() for pair in names for part in pair]
+        call.packed = _pack(b"EVALSHA", _SHA["deliver"], b"%d" % len(keys), *keys, *arguments)
+        return call
+
+    def _receive(self, connection: Any, calls: Sequence[_Call]) -> Iterator[Receipt]:
+        again: list[Write] = []
+        for call in calls:
+            reply, error = None, None
+            for _ in range(call.replies):
+                try:
+                    reply = connection.read_response()
+                except rx.ResponseError as exc:
+                    reply, error = None, error or exc
+            if error is not None:
+                fault = mapped(error)
+                if isinstance(
+                    fault,
+                    errors.TargetFull | errors.TargetReadOnly | errors.TargetUnavailable | errors.TargetAuthFailed,
+                ):
+                    raise fault from error
+                if isinstance(error, rx.NoScriptError):
+                    raise errors.TargetUnavailable("Redis was restarted: its scripts are gone") from error
+            if error is not None and len(call.writes) > 1:
+                again += call.writes  # one key of the call spoils it: find out which
+            elif error is not None:
+                yield Receipt(call.writes[0], False, str(error))
+            else:
+                for write, answer in zip(call.writes, cast("list[int]", reply), strict=True):
+                    if answer < 0:
+                        raise errors.TargetUnavailable("Redis lost a temporary key: it is evicting")
+                    yield Receipt(write, answer == 1)
+            call.packed = []
+        for write in again:
+            single = self._packed(_Call([write]))
+            _send(connection, [single])
+            yield from self._receive(connection, [single])
+
+    # Reading back --------------------------------------------------------------------------------------------------
+
+    def fetch(self, keys: Sequence[str]) -> list[Found]:
+        """What Redis holds under each of the keys, in their order. Value, version and expiry are not read at one
+        instant: a key that changes meanwhile may look wrong, and is to be read again."""
+        with target_errors():
+            pipe = self.client.pipeline(transaction=False)
+            for key in keys:
+                name = self.template.name(key)
+                pipe.get(name)
+                pipe.get(companion(VERSION, name))
+                pipe.pttl(name)
+            replies = pipe.execute(raise_on_error=False)
+            for reply in replies:
+                if isinstance(reply, Exception) and not isinstance(reply, rx.ResponseError):
+                    raise reply
+        return [_found(key, *replies[3 * i : 3 * i + 3]) for i, key in enumerate(keys)]
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Removes keys by their full names."""
+        with target_errors():
+            pipe = self.client.pipeline(transaction=False)
+            for name in names:
+                pipe.unlink(name)
+            pipe.execute()
+
+    def scan(self, pattern: str, count: int = 2000) -> Iterator[list[str]]:
+        """Names that match the pattern, in batches; a name that is there throughout is seen at least once."""
+        cursor = 0
+        while True:
+            with target_errors():
+                cursor, found = cast(
+                    "tuple[int, list[bytes]]", self.client.scan(cursor=cursor, match=pattern, count=count)
+                )
+            if found:
+                yield [name.decode("utf-8", "surrogateescape") for name in found]
+            if cursor == 0:
+                return
+
+
+def _found(key: str, value: Any, version: Any, pttl: Any) -> Found:
+    for reply in (value, version, pttl):
+        if isinstance(reply, Exception):
+            fault = mapped(reply)
+            if isinstance(fault, errors.TargetUnavailable | errors.TargetAuthFailed):
+                raise fault from reply
+            return Found(key, None, None, None, str(reply))
+    number = None
+    if version is not None:
+        try:
+            number = int(version)
+        except ValueError:
+            return Found(key, value, None, None, "the version key holds no number")
+    return Found(key, value, number, None if pttl is None or pttl < 0 else int(pttl))
+
+
+def _batches(writes: Iterable[Write], most_bytes: int, most_keys: int) -> Iterator[tuple[list[Write], int]]:
+    batch: list[Write] = []
+    nbytes = 0
+    for write in writes:
+        batch.append(write)
+        nbytes += len(write.key) * 3 + (0 if write.value is None else len(write.value))
+        if nbytes >= most_bytes or len(batch) >= most_keys:
+            yield batch, nbytes
+            batch, nbytes = [], 0
+    if batch:
+        yield batch, nbytes
+
+
+def _calls(batch: Sequence[Write]) -> Iterator[_Call]:
+    """Small values share a call of the script, a large one has its own."""
+    small: list[Write] = []
+    for write in batch:
+        if write.value is not None and len(write.value) >= LARGE:
+            yield _Call([write])
+        else:
+            small.append(write)
+    for at in range(0, len(small), _CALL_KEYS):
+        yield _Call(small[at : at + _CALL_KEYS])
+
+
+def _pack(*arguments: Buffer) -> list[Buffer]:
+    """A command in RESP; a large argument stays a buffer of its own, so that it is not copied."""
+    parts: list[Buffer] = []
+    text = [b"*%d\r\n" % len(arguments)]
+    for argument in arguments:
+        text.append(b"$%d\r\n" % len(argument))
+        if len(argument) >= LARGE:
+            parts += (b"".join(text), argument)
+            text = [b"\r\n"]
+        else:
+            text += (bytes(argument), b"\r\n")
+    parts.append(b"".join(text))
+    return parts
+
+
+def _send(connection: Any, calls: Sequence[_Call]) -> None:
+    parts: list[Buffer] = []
+    text: list[Buffer] = []
+    for call in calls:
+        for part in call.packed:
+            if len(part) >= 64 * 1024:
+                # In slices: the socket's timeout counts for the whole of one sendall.
+                if text:
+                    parts.append(b"".join(text))
+                    text = []
+                view = memoryview(part)
+                parts += (view[at : at + _SEND_BYTES] for at in range(0, len(view), _SEND_BYTES))
+            else:
+                text.append(part)
+    if text:
+        parts.append(b"".join(text))
+    connection.send_packed_command(parts)

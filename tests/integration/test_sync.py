@@ -1,0 +1,246 @@
+"""sync delivers every change and folds exactly what it delivered."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from cachemig.errors import Refused, TargetError
+from cachemig.source import queries
+from cachemig.steps import sync as step
+from cachemig.steps.stop import Stop
+from cachemig.targets.redis import RedisTarget
+from tests.integration.conftest import Migrating, finish
+
+
+@pytest.fixture
+def moved(migrating: Migrating) -> Migrating:
+    """Keys a, b and c, in both places; capture is on."""
+    for key in "abc":
+        migrating.put(key, {"v": 1})
+    migrating.begin()
+    migrating.backfill()
+    return migrating
+
+
+def versions(migrating: Migrating) -> dict[str, int]:
+    return dict(migrating.execute("SELECT key, count FROM cachemig.version"))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE sessions SET cache = '{\"v\": 2}' WHERE file_hash = 'a'",
+        "UPDATE sessions SET cache = '{}' WHERE file_hash = 'a'",
+        "UPDATE sessions SET cache = NULL WHERE file_hash = 'a'",
+        "DELETE FROM sessions WHERE file_hash = 'a'",
+        "UPDATE sessions SET file_hash = 'z' WHERE file_hash = 'a'",
+        "UPDATE sessions SET file_hash = 'b' WHERE file_hash = 'a'",
+        "INSERT INTO sessions (file_hash, cache) VALUES ('d', '{\"v\": 1}'), ('a', '{\"v\": 3}')",
+        "TRUNCATE sessions",
+    ],
+)
+def test_after_sync_redis_equals_postgres(moved: Migrating, statement: str) -> None:
+    moved.execute(statement)
+    assert moved.in_redis() != moved.in_postgres() or "TO 'b'" in statement
+    moved.sync()
+    assert moved.in_redis() == moved.in_postgres()
+    assert moved.marks() == []
+    assert moved.verify().outcome.passed
+
+
+def test_versions_count_changes(moved: Migrating) -> None:
+    for n in range(3):
+        moved.execute("UPDATE sessions SET cache = jsonb_build_object('v', %s::int) WHERE file_hash = 'a'", n)
+    moved.execute("DELETE FROM sessions WHERE file_hash = 'b'")
+    moved.sync()
+    assert versions(moved) == {"a": 3, "b": 1}
+    found = {f.key: f.version for f in moved.target.fetch(["a", "b", "c"])}
+    assert found == {"a": 3, "b": 1, "c": None}
+
+
+def test_a_value_put_back_after_a_clear_is_newer_than_the_tombstone(moved: Migrating) -> None:
+    moved.execute("UPDATE sessions SET cache = '{}' WHERE file_hash = 'a'")
+    moved.sync()
+    moved.execute("UPDATE sessions SET cache = '{\"v\": 1}' WHERE file_hash = 'a'")
+    moved.sync()
+    assert moved.in_redis()["a"] == b'{"v": 1}'
+
+
+def test_a_change_that_comes_in_during_delivery_stays(moved: Migrating, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fold takes exactly the ids that were seen before the values were read."""
+    deliver = step.deliver
+
+    def deliver_slowly(target: RedisTarget, entries: Iterator[object], tally: object) -> Iterator[object]:
+        yield from deliver(target, entries, tally)  # type: ignore[arg-type]
+        monkeypatch.undo()
+        with psycopg.connect(moved.dsn, autocommit=True) as writer:
+            writer.execute("UPDATE sessions SET cache = '{\"v\": 3}' WHERE file_hash = 'a'")
+
+    moved.execute("UPDATE sessions SET cache = '{\"v\": 2}' WHERE file_hash = 'a'")
+    monkeypatch.setattr(step, "deliver", deliver_slowly)
+    result = finish(step.sync(moved.settings, moved.target, Stop(), follow=False))
+    assert result.changes == 1
+    assert moved.marks() == ["a"]
+    assert moved.in_redis()["a"] == b'{"v": 2}'
+    assert versions(moved) == {"a": 1}
+    moved.sync()
+    assert moved.in_redis()["a"] == b'{"v": 3}'
+    assert versions(moved) == {"a": 2}
+
+
+def test_a_crash_between_delivery_and_fold_costs_a_repeat_and_nothing_else(
+    moved: Migrating, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError
+
+    moved.execute("UPDATE sessions SET cache = '{\"v\": 2}' WHERE file_hash = 'a'")
+    monkeypatch.setattr(step.ledger, "write", crash)
+    with pytest.raises(ZeroDivisionError):
+        moved.sync()
+    monkeypatch.undo()
+    assert moved.in_redis()["a"] == b'{"v": 2}'
+    assert moved.marks() == ["a"]
+    moved.sync()
+    assert moved.in_redis() == moved.in_postgres()
+    assert moved.target.fetch(["a"])[0].version == 1
+
+
+def test_a_worker_that_wakes_up_late_does_no_harm(moved: Migrating) -> None:
+    """Its snapshot is older than what another worker has delivered meanwhile."""
+    from cachemig.source import scan
+
+    moved.execute("UPDATE sessions SET cache = '{\"v\": 2}' WHERE file_hash = 'a'")
+    with psycopg.connect(moved.dsn) as late, late.transaction():
+        entries = list(scan.read_keys(late, _table(moved), ["a"]))
+    moved.execute("UPDATE sessions SET cache = '{\"v\": 3}' WHERE file_hash = 'a'")
+    moved.sync()
+    tally = step.Tally()
+    list(step.deliver(moved.target, (e for e in entries), tally))
+    assert tally.older == 1
+    assert moved.in_redis()["a"] == b'{"v": 3}'
+
+
+def test_backfill_and_sync_at_once_with_writers(migrating: Migrating) -> None:
+    for n in range(400):
+        migrating.put(f"k{n}", {"v": 0, "pad": "x" * 500})
+    migrating.set(chunk_bytes="16KiB")
+    migrating.begin()
+    stop = Stop()
+    errors: list[BaseException] = []
+
+    def write(seed: int) -> None:
+        try:
+            with psycopg.connect(migrating.dsn, autocommit=True) as conn:
+                for n in range(150):
+                    key = f"k{(n * 7 + seed * 13) % 400}"
+                    if n % 5 == 0:
+                        conn.execute("DELETE FROM sessions WHERE file_hash = %s", [key])
+                    elif n % 5 == 1:
+                        conn.execute("INSERT INTO sessions (file_hash, cache) VALUES (%s, '{\"v\": -1}')", [key])
+                    else:
+                        conn.execute(
+                            "UPDATE sessions SET cache = jsonb_build_object('v', %s::int) WHERE file_hash = %s",
+                            [n, key],
+                        )
+        except BaseException as exc:
+            errors.append(exc)
+
+    def follow() -> None:
+        try:
+            with RedisTarget(migrating.settings, {}) as target:
+                finish(step.sync(migrating.settings, target, stop, follow=True))
+        except BaseException as exc:
+            errors.append(exc)
+
+    writers = [threading.Thread(target=write, args=(seed,)) for seed in range(3)]
+    followers = [threading.Thread(target=follow) for _ in range(2)]
+    for thread in writers + followers:
+        thread.start()
+    migrating.backfill()
+    for thread in writers:
+        thread.join()
+    stop.request(2)
+    for thread in followers:
+        thread.join()
+    assert errors == []
+    migrating.sync()
+    assert migrating.marks() == []
+    assert migrating.in_redis() == migrating.in_postgres()
+    assert migrating.verify().outcome.passed
+
+
+def test_following_ends_when_asked(moved: Migrating) -> None:
+    stop = Stop()
+    running = step.sync(moved.settings, moved.target, stop, follow=True)
+    next(running)
+    moved.execute("UPDATE sessions SET cache = '{\"v\": 2}' WHERE file_hash = 'a'")
+    began = time.monotonic()
+    while next(running).done == 0:
+        assert time.monotonic() - began < 10
+    stop.request(15)
+    assert finish(running).changes == 1
+    assert moved.in_redis() == moved.in_postgres()
+
+
+def test_following_ends_when_capture_is_switched_off(moved: Migrating) -> None:
+    from cachemig.steps import dual_write
+
+    running = step.sync(moved.settings, moved.target, Stop(), follow=True)
+    next(running)
+    finish(dual_write.switch(moved.settings, moved.target, enable=False))
+    with pytest.raises(Refused):
+        finish(running)
+
+
+def test_two_workers_fold_the_same_keys_without_a_deadlock(moved: Migrating) -> None:
+    moved.execute("INSERT INTO cachemig.change (key) SELECT 'k' || n % 50 FROM generate_series(1, 4000) AS n")
+    errors: list[BaseException] = []
+
+    def drain() -> None:
+        try:
+            with RedisTarget(moved.settings, {}) as target:
+                finish(step.sync(moved.settings, target, Stop(), follow=False))
+        except BaseException as exc:
+            errors.append(exc)
+
+    workers = [threading.Thread(target=drain) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert errors == []
+    moved.sync()
+    assert moved.marks() == []
+    assert sum(versions(moved).values()) == 4000
+
+
+def test_a_dead_redis_keeps_every_change(moved: Migrating) -> None:
+    moved.execute("UPDATE sessions SET cache = '{\"v\": 2}' WHERE file_hash = 'a'")
+    url = moved.redis_url
+    moved.set(redis_url="redis://127.0.0.1:1", retry_for="200ms")
+    with pytest.raises(TargetError):
+        moved.sync()
+    assert moved.marks() == ["a"]
+    moved.set(redis_url=url)
+    moved.sync()
+    assert moved.in_redis() == moved.in_postgres()
+
+
+def _table(moved: Migrating) -> step.Table:
+    return step.inspect(moved.conn, moved.settings)
+
+
+def test_the_backlog_is_told(moved: Migrating) -> None:
+    assert step.preview(moved.settings).changes == 0
+    moved.execute("UPDATE sessions SET cache = '{\"v\": 2}'")
+    told = step.preview(moved.settings)
+    assert told.changes == 3
+    assert told.oldest_s is not None
+    assert 0 <= told.oldest_s < 60
+    assert "LIMIT 100000" in queries.text("sync", "backlog")
