@@ -3,8 +3,9 @@
 
 -- name: lock_table
 -- The lock waits for writers in flight and, while it waits, holds up new ones: hence the short lock_timeout around
--- it and the tool's retries. Readers are not affected.
-LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE;
+-- it and the tool's retries. To add triggers SHARE ROW EXCLUSIVE is enough, and readers notice nothing; to remove them
+-- Postgres takes ACCESS EXCLUSIVE, for an instant, and asking for it at once avoids a deadlock on the way up.
+LOCK TABLE {table} IN {mode} MODE;
 
 -- name: capture_function
 -- SECURITY DEFINER: the application's role needs no right on the control schema; search_path is fixed, so that the
@@ -60,6 +61,7 @@ ALTER TABLE {table} ENABLE ALWAYS TRIGGER cachemig_capture;
 ALTER TABLE {table} ENABLE ALWAYS TRIGGER cachemig_capture_truncate;
 
 -- name: capture_drop
+-- Safe: without the triggers the table is as it was before. Runs under the lock taken before, in one transaction.
 DROP TRIGGER IF EXISTS cachemig_capture ON {table};
 DROP TRIGGER IF EXISTS cachemig_capture_update ON {table};
 DROP TRIGGER IF EXISTS cachemig_capture_truncate ON {table};
@@ -67,8 +69,8 @@ DROP FUNCTION IF EXISTS cachemig.capture();
 DROP FUNCTION IF EXISTS cachemig.capture_truncate();
 
 -- name: capture_installed
--- The triggers of the tool on this table, and how they fire ('A': always).
-SELECT tgname, tgenabled::text FROM pg_catalog.pg_trigger
+-- The triggers of the tool on this table, how they fire ('A': always), and whether at updates.
+SELECT tgname, tgenabled::text, tgtype & 16 <> 0 FROM pg_catalog.pg_trigger
 WHERE tgrelid = %(table_oid)s AND tgname LIKE 'cachemig\_capture%%' AND NOT tgisinternal
 ORDER BY tgname;
 

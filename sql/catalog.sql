@@ -6,8 +6,7 @@ SELECT pg_catalog.to_regclass(%(table)s)::oid;
 -- name: table_facts
 SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, pg_catalog.pg_get_userbyid(c.relowner) AS owner,
        c.reltuples::float8 AS tuples, pg_catalog.pg_relation_filenode(c.oid) AS filenode, c.relrowsecurity AS rls,
-       c.relforcerowsecurity AS force_rls, pg_catalog.pg_has_role(c.relowner, 'USAGE') AS is_owner,
-       pg_catalog.pg_total_relation_size(c.oid) AS bytes
+       c.relforcerowsecurity AS force_rls, pg_catalog.pg_has_role(c.relowner, 'USAGE') AS is_owner
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.oid = %(oid)s;
 
@@ -37,3 +36,7 @@ WHERE t.tgrelid = %(oid)s AND NOT t.tgisinternal AND t.tgenabled <> 'D'
   AND EXISTS (SELECT FROM pg_catalog.unnest(%(columns)s::text[]) AS name
               WHERE pg_catalog.strpos(pg_catalog.lower(p.prosrc), pg_catalog.lower(name)) > 0)
 ORDER BY 1;
+
+-- name: table_size
+-- Waits for whoever holds the table exclusively, so it is asked only where the answer is wanted.
+SELECT pg_catalog.pg_total_relation_size(%(oid)s);

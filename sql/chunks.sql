@@ -1,9 +1,11 @@
 -- Chunks: ranges of the primary key (of block numbers only where a table has no unique index).
 
 -- name: sample_width
--- Mean bytes of the column's text over a sample of rows.
-SELECT coalesce(avg(coalesce(pg_catalog.octet_length(s.value), 0)), 0)::float8, count(*)
-FROM (SELECT t.{column}::text AS value FROM {table} AS t {tablesample} LIMIT {limit}) AS s;
+-- Mean bytes of the column's text over rows at random: first pages at random, then rows of them, whose values alone
+-- are decompressed.
+SELECT coalesce(avg(coalesce(pg_catalog.octet_length(t.{column}::text), 0)), 0)::float8
+FROM {table} AS t
+WHERE t.ctid = ANY (ARRAY(SELECT s.ctid FROM {table} AS s {tablesample} ORDER BY pg_catalog.random() LIMIT {limit}));
 
 -- name: lay_out_keys
 -- One index-only pass over the primary key. The first range is open below and the last one above.
@@ -26,6 +28,7 @@ FROM pg_catalog.generate_series(0, greatest(0, (%(total)s - 1) / %(blocks)s)) AS
 SELECT pg_catalog.pg_relation_size({oid}::oid::regclass) / pg_catalog.current_setting('block_size')::bigint;
 
 -- name: forget_chunks
+-- Safe: chunks are a plan of work. In one transaction with the new layout, under the lease "layout".
 DELETE FROM cachemig.chunk;
 
 -- name: set_layout

@@ -119,9 +119,6 @@ SET phase = %(phase)s, epoch = %(epoch)s, layout = CASE WHEN epoch = %(epoch)s T
 INSERT INTO cachemig.journal (who, command, phase_from, phase_to, epoch, figures)
 SELECT %(who)s, %(command)s, %(phase_from)s, phase, epoch, %(figures)s FROM cachemig.migration;
 
--- name: journal_last
-SELECT at, who, command, phase_from, phase_to, epoch, figures FROM cachemig.journal ORDER BY id DESC LIMIT %(limit)s;
-
 -- name: journal_last_of
 SELECT at, figures, epoch FROM cachemig.journal WHERE command = %(command)s ORDER BY id DESC LIMIT 1;
 
@@ -139,6 +136,7 @@ SELECT owner, expires_at, extract(epoch FROM expires_at - clock_timestamp())::fl
 FROM cachemig.lease WHERE name = %(name)s;
 
 -- name: release_lease
+-- Safe: the fence sees to it that only the taker of this very lease gives it back.
 DELETE FROM cachemig.lease WHERE name = %(name)s AND owner = %(owner)s AND fence = %(fence)s;
 
 -- name: made

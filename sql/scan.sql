@@ -73,9 +73,6 @@ LEFT JOIN cachemig.entry AS e ON e.key_id = cachemig.key_id(k.key)
 -- Values that no key leads to: they cannot be looked up, and no cache can hold them.
 SELECT count(*) FROM {table} AS t WHERE t.{key} IS NULL AND {t_nonempty};
 
--- name: empty_rows
-SELECT count(*) FROM {table} AS t WHERE NOT coalesce({t_nonempty}, false);
-
 -- name: unhandled
 -- The anti-join that decides whether backfill is complete: keys with a value that the ledger does not know in this
 -- epoch, or that could not be written and were not tried again in this run. A key with a change on its way is sync's.

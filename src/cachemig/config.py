@@ -13,6 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def show_duration(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds and seconds % length == 0:
             return f"{seconds / length:.0f}{unit}"
-    return f"{seconds:g}s"
+    return f"{Decimal(repr(seconds)):f}s"
 
 
 def size(text: str) -> int:
@@ -69,9 +70,11 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
 
 def template(text: str) -> str:
-    """A key template: any text with one `{key}` in it."""
+    """A key template: text around one `{key}`, by which these keys are known from others in the same Redis."""
     if text.count("{key}") != 1:
         raise ValueError(f"{text!r} must contain {{key}} exactly once")
+    if text == "{key}" or text.startswith("cachemig:"):
+        raise ValueError(f"{text!r} must tell these keys from others: put a prefix of your own before {{key}}")
     return text
 
 
@@ -170,7 +173,7 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str], config
     def take(name: str, text: str, origin: str) -> None:
         try:
             values[name] = known[name].metadata["parse"](text)
-        except ValueError as exc:
+        except (ValueError, OverflowError) as exc:
             raise ConfigError(f"{origin}: {name}: {exc}") from exc
         origins[name] = origin
 
@@ -194,10 +197,11 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str], config
             refuse_secret(name, flag, f"--{name.replace('_', '-')}")
             take(name, flag, f"--{name.replace('_', '-')}")
     settings = Settings(**values, origins=origins)
-    if settings.redis_url.split(":", 1)[0] not in ("redis", "rediss", "unix"):
+    if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise ConfigError(f"{origins['redis_url']}: redis_url must begin with redis://, rediss:// or unix://")
-    if settings.batch_keys < 1 or settings.batch_bytes < 1 or settings.chunk_bytes < 1:
-        raise ConfigError("batch_keys, batch_bytes and chunk_bytes must be at least 1")
+    for name in ("batch_keys", "batch_bytes", "chunk_bytes"):
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"{origins[name]}: {name} must be at least 1")
     return settings
 
 
@@ -224,22 +228,36 @@ def mask(name: str, value: object) -> str:
     """The value as it may be shown: passwords replaced."""
     text = ", ".join(value) if isinstance(value, tuple) else str(value)
     if name == "redis_url":
-        text = re.sub(r"(?<=//)([^/@]*):[^@]*@", r"\1:***@", text)
-        return re.sub(r"(?<=[?&])(password=)[^&]*", r"\1***", text)
+        return _masked_url(text)
     if name == "dsn" and text:
         from psycopg import ProgrammingError, conninfo
 
         try:
             return conninfo.make_conninfo(
                 "",
-                **{
-                    k: ("***" if k in ("password", "sslpassword", "scram_client_key") else v)
-                    for k, v in conninfo.conninfo_to_dict(text).items()
-                },
+                **{k: ("***" if k in _LIBPQ_SECRETS else v) for k, v in conninfo.conninfo_to_dict(text).items()},
             )
         except ProgrammingError:
             return "(not a valid DSN)"
     return text
+
+
+_LIBPQ_SECRETS = ("password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")
+_ADDRESS = re.compile(r"[^:]*(:\d+)?(/\d*)?")
+
+
+def _masked_url(url: str) -> str:
+    """Whatever unescaped characters a password holds, none of it is left."""
+    scheme, separator, rest = url.partition("//")
+    address = rest.partition("?")[0]
+    # An @ behind the ? ends a password with a ? in it, unless what stands before the ? is an address already.
+    end = rest.rfind("@") if "@" in address or not _ADDRESS.fullmatch(address) else -1
+    if "@" in address and _ADDRESS.fullmatch(address[address.rfind("@") + 1 :]):
+        end = address.rfind("@")
+    user, colon, _ = rest[: max(end, 0)].partition(":")
+    if colon:
+        rest = f"{user}:***{rest[end:]}"
+    return scheme + separator + re.sub(r"(?<=[?&])((?:ssl_)?password=)[^&]*", r"\1***", rest)
 
 
 def refuse_secret(name: str, text: str, origin: str) -> None:

@@ -6,6 +6,7 @@ import gzip
 import json
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import psycopg
 import pytest
@@ -167,7 +168,7 @@ def test_of_several_rows_the_newest_with_a_value_wins(migrating: Migrating) -> N
     [
         "id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
         "id uuid PRIMARY KEY DEFAULT gen_random_uuid()",
-        "a text NOT NULL DEFAULT md5(random()::text), b timestamptz NOT NULL DEFAULT clock_timestamp(), PRIMARY KEY (b, a)",
+        "a text DEFAULT md5(random()::text), b timestamptz DEFAULT clock_timestamp(), PRIMARY KEY (b, a)",
         "id int",
     ],
     ids=["bigint", "uuid", "composite", "none"],
@@ -175,7 +176,7 @@ def test_of_several_rows_the_newest_with_a_value_wins(migrating: Migrating) -> N
 def test_chunks_cover_the_table_whatever_its_primary_key(migrating: Migrating, primary_key: str) -> None:
     migrating.execute("DROP TABLE sessions")
     migrating.execute(
-        f"CREATE TABLE sessions ({primary_key}, file_hash text UNIQUE, cache jsonb, seen_at timestamptz,"  # noqa: S608
+        f"CREATE TABLE sessions ({primary_key}, file_hash text UNIQUE, cache jsonb, seen_at timestamptz,"
         " created_at timestamptz DEFAULT clock_timestamp())"
     )
     migrating.execute(
@@ -201,7 +202,7 @@ def test_chunks_are_disjoint_and_together_the_whole_table(migrating: Migrating) 
     bounds = chunks.bounds(migrating.conn)
     assert bounds[0][0] is None
     assert bounds[-1][1] is None
-    assert all(upper == lower for (_, upper), (lower, _) in zip(bounds, bounds[1:], strict=False))
+    assert all(upper == lower for (_, upper), (lower, _) in pairwise(bounds))
     assert len(bounds) > 5
     assert migrating.execute("SELECT sum((figures->>'delivered')::int) FROM cachemig.chunk") == [(100,)]
 

@@ -180,3 +180,32 @@ def test_disabling_and_enabling_begins_a_new_epoch_and_reads_every_key_again(cap
 def test_enabling_twice_changes_nothing(captured: Migrating) -> None:
     again = finish(dual_write.switch(captured.settings, captured.target, enable=True))
     assert (again.changed, again.epoch) == (False, 0)
+
+
+@pytest.mark.parametrize("trigger", ["cachemig_capture", "cachemig_capture_update", "cachemig_capture_truncate"])
+def test_a_lost_trigger_is_noticed_and_put_back_in_a_new_epoch(migrating: Migrating, trigger: str) -> None:
+    migrating.set(capture="compare")
+    migrating.put("a", {"v": 1})
+    migrating.begin()
+    migrating.backfill()
+    migrating.execute(f"DROP TRIGGER {trigger} ON sessions")
+    migrating.execute("UPDATE sessions SET cache = '{\"v\": 2}'")
+    with pytest.raises(Refused, match="capture is not installed"):
+        migrating.backfill()
+    again = finish(dual_write.switch(migrating.settings, migrating.target, enable=True))
+    assert (again.changed, again.epoch) == (True, 1)
+    migrating.sync()
+    assert migrating.in_redis() == migrating.in_postgres()
+
+
+def test_a_before_trigger_that_comes_later_changes_the_mode_of_capture(captured: Migrating) -> None:
+    captured.execute("""
+        CREATE FUNCTION clear() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN NEW.cache := '{}'; RETURN NEW; END $$
+    """)
+    captured.execute("CREATE TRIGGER clear BEFORE UPDATE ON sessions FOR EACH ROW EXECUTE FUNCTION clear()")
+    again = finish(dual_write.switch(captured.settings, captured.target, enable=True))
+    assert (again.changed, again.mode) == (True, "compare")
+    captured.sync()
+    captured.execute("UPDATE sessions SET hits = 1 WHERE file_hash = 'a'")
+    assert captured.marks() == ["a"]

@@ -184,6 +184,6 @@ def test_a_dead_server_is_unavailable_and_never_a_miss(own_redis: OwnRedis) -> N
         server.kill()
         for call in (target.check, lambda: target.fetch(["k"]), lambda: list(target.deliver([Write("k", 0, b"{}")]))):
             with pytest.raises(TargetUnavailable):
-                call()  # type: ignore[no-untyped-call]
+                call()
         server.start()  # without its data, and without its scripts
         assert put(target, Write("k", 0, b"{}")) == [True]

@@ -10,7 +10,9 @@ import psycopg
 import pytest
 
 from cachemig.errors import Refused, TargetError
-from cachemig.source import queries
+from cachemig.source import ledger, queries, scan
+from cachemig.source.table import inspect
+from cachemig.steps import delivery
 from cachemig.steps import sync as step
 from cachemig.steps.stop import Stop
 from cachemig.targets.redis import RedisTarget
@@ -73,7 +75,7 @@ def test_a_value_put_back_after_a_clear_is_newer_than_the_tombstone(moved: Migra
 
 def test_a_change_that_comes_in_during_delivery_stays(moved: Migrating, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fold takes exactly the ids that were seen before the values were read."""
-    deliver = step.deliver
+    deliver = delivery.deliver
 
     def deliver_slowly(target: RedisTarget, entries: Iterator[object], tally: object) -> Iterator[object]:
         yield from deliver(target, entries, tally)  # type: ignore[arg-type]
@@ -100,7 +102,7 @@ def test_a_crash_between_delivery_and_fold_costs_a_repeat_and_nothing_else(
         raise ZeroDivisionError
 
     moved.execute("UPDATE sessions SET cache = '{\"v\": 2}' WHERE file_hash = 'a'")
-    monkeypatch.setattr(step.ledger, "write", crash)
+    monkeypatch.setattr(ledger, "write", crash)
     with pytest.raises(ZeroDivisionError):
         moved.sync()
     monkeypatch.undo()
@@ -113,15 +115,13 @@ def test_a_crash_between_delivery_and_fold_costs_a_repeat_and_nothing_else(
 
 def test_a_worker_that_wakes_up_late_does_no_harm(moved: Migrating) -> None:
     """Its snapshot is older than what another worker has delivered meanwhile."""
-    from cachemig.source import scan
-
     moved.execute("UPDATE sessions SET cache = '{\"v\": 2}' WHERE file_hash = 'a'")
     with psycopg.connect(moved.dsn) as late, late.transaction():
-        entries = list(scan.read_keys(late, _table(moved), ["a"]))
+        entries = list(scan.read_keys(late, inspect(moved.conn, moved.settings), ["a"]))
     moved.execute("UPDATE sessions SET cache = '{\"v\": 3}' WHERE file_hash = 'a'")
     moved.sync()
-    tally = step.Tally()
-    list(step.deliver(moved.target, (e for e in entries), tally))
+    tally = delivery.Tally()
+    list(delivery.deliver(moved.target, (e for e in entries), tally))
     assert tally.older == 1
     assert moved.in_redis()["a"] == b'{"v": 3}'
 
@@ -230,10 +230,6 @@ def test_a_dead_redis_keeps_every_change(moved: Migrating) -> None:
     moved.set(redis_url=url)
     moved.sync()
     assert moved.in_redis() == moved.in_postgres()
-
-
-def _table(moved: Migrating) -> step.Table:
-    return step.inspect(moved.conn, moved.settings)
 
 
 def test_the_backlog_is_told(moved: Migrating) -> None:

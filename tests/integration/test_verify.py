@@ -58,11 +58,14 @@ SABOTAGE: dict[str, tuple[Sabotage, str, Verdict]] = {
     "a version key appears": (lambda m: m.redis.set(version(m, "k5"), 1), "k5", Verdict.CORRUPT),
     "a version key holds no number": (lambda m: m.redis.set(version(m, "k0"), "x"), "k0", Verdict.CORRUPT),
     "an old state with its version": (
-        lambda m: (m.redis.set(value(m, "k0"), '{"v": 0, "w": 1.5}'), m.redis.delete(version(m, "k0"))), "k0", Verdict.STALE,
+        lambda m: (m.redis.set(value(m, "k0"), '{"v": 0, "w": 1.5}'), m.redis.delete(version(m, "k0"))),
+        "k0", Verdict.STALE,
     ),
     "a cleared value comes back": (lambda m: m.redis.set(value(m, "k1"), '{"v": 1}'), "k1", Verdict.RESURRECTED),
     "a deleted row's value comes back": (
-        lambda m: (m.execute("DELETE FROM sessions WHERE file_hash = 'k2'"), m.sync(), m.redis.set(value(m, "k2"), "{}")),
+        lambda m: (
+            m.execute("DELETE FROM sessions WHERE file_hash = 'k2'"), m.sync(), m.redis.set(value(m, "k2"), "{}"),
+        ),
         "k2", Verdict.RESURRECTED,
     ),
     "a corrupt row's value appears": (lambda m: m.redis.set(value(m, "array"), "[1]"), "array", Verdict.MISMATCH),

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import IO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from cachemig.progress import Progress
 
@@ -32,20 +32,20 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Talk: what is going on."""
-        self._talk.print(escape(text), soft_wrap=True)
+        self._talk.print(plain(text), soft_wrap=True)
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """A line of the result."""
-        self._results.print(escape(text), style=style, soft_wrap=True)
+        self._results.print(plain(text), style=style, soft_wrap=True)
 
     def next(self, command: str) -> None:
         """The obvious next step."""
-        self._results.print(f"[bold]next:[/] {escape(command)}", soft_wrap=True)
+        self._results.print(Text("next: ", "bold") + plain(command), soft_wrap=True)
 
     def error(self, text: str, hint: str | None) -> None:
-        self._talk.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+        self._talk.print(Text("error: ", "bold red") + plain(text), soft_wrap=True)
         if hint:
-            self._talk.print(f"[bold]hint:[/] {escape(hint)}", soft_wrap=True)
+            self._talk.print(Text("hint: ", "bold") + plain(hint), soft_wrap=True)
 
     def table(
         self,
@@ -61,14 +61,14 @@ class Screen:
             narrow = head == "key" and self._results.width >= 100  # a key is to be copied in one piece
             table.add_column(head, justify="right" if index in numbers else "left", overflow="fold", no_wrap=narrow)
         for index, row in enumerate(rows):
-            table.add_row(*(escape(_text(cell)) for cell in row), style=styles[index] if index < len(styles) else None)
+            table.add_row(*(plain(_text(cell)) for cell in row), style=styles[index] if index < len(styles) else None)
         if self._results.is_terminal:
             self._results.print(table)
             return
         with self._results.capture() as capture:
             self._results.print(table)
         for line in capture.get().splitlines():  # without the padding to the table's width
-            self._results.print(escape(line.rstrip()), soft_wrap=True)
+            self._results.print(Text(line.rstrip()), soft_wrap=True)
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Callable[[Progress], None]]:
@@ -78,7 +78,7 @@ class Screen:
             return
         with self._talk.status(f"{name}: beginning") as status:
             figures = _Figures(name)
-            yield lambda progress: status.update(escape(figures.text(progress)))
+            yield lambda progress: status.update(plain(figures.text(progress)))
 
 
 class _Figures:
@@ -125,8 +125,13 @@ class _Lines:
         self._waiting = progress.waiting
         text = self._figures.text(progress)
         if begins_to_wait or now - self._last >= LINE_EVERY_S:
-            self._out.print(escape(text), soft_wrap=True)
+            self._out.print(plain(text), soft_wrap=True)
             self._last = now
+
+
+def plain(text: str) -> Text:
+    """The text as it is: no markup, no emoji, and control characters (a key may hold any) made visible."""
+    return Text("".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text))
 
 
 def _text(cell: object) -> str:

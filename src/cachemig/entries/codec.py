@@ -19,7 +19,8 @@ class Undecodable(Exception):
 
 
 def _zstd(text: Buffer) -> bytes:
-    return zstandard.ZstdCompressor(level=1).compress(text)
+    # The checksum is what makes a damaged frame an error instead of another text.
+    return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(text)
 
 
 def _gzip(text: Buffer) -> bytes:

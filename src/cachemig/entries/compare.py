@@ -16,11 +16,15 @@ class _Number(Decimal):
     """
 
 
-def _number(text: str) -> _Number | str:
+class _Beyond(str):
+    """A number whose exponent is beyond Decimal's: equal only to one written the same, and to no string."""
+
+
+def _number(text: str) -> _Number | _Beyond:
     try:
         return _Number(text)
-    except InvalidOperation:  # an exponent beyond Decimal's: equal only to the same text
-        return f"\x00{text}"
+    except InvalidOperation:
+        return _Beyond(text)
 
 
 def _no_constant(text: str) -> Any:

@@ -23,7 +23,10 @@ def fault(text: Buffer, settings: Settings) -> str | None:
         return f"too-large: {len(text):,} bytes, max_value_bytes is {settings.max_value_bytes:,}"
     if settings.shape == "any":
         return None
-    head = bytes(text[:64]).lstrip(b" \t\r\n")  # the json type keeps white space as it was written
+    at = 0
+    while at < len(text) and text[at] in b" \t\r\n":  # the json type keeps white space as it was written
+        at += 1
+    head = bytes(text[at : at + 64])
     first = chr(head[0]) if head else ""
     if first == "{":
         return None

@@ -27,8 +27,19 @@ def mode(conn: Connection, table: Table) -> str:
     return "compare" if before_triggers(conn, table) else "columns"
 
 
-def statements(table: Table, mode: str) -> list[sql.Composed]:
-    """The statements that switch capture on, in order, to be run in one transaction."""
+def lock(table: Table, *, replace: bool) -> sql.Composed:
+    strength = "ACCESS EXCLUSIVE" if replace else "SHARE ROW EXCLUSIVE"
+    return queries.query("capture", "lock_table", table=table.identifier, mode=sql.SQL(strength))
+
+
+def removal(table: Table) -> list[sql.Composed]:
+    """The statements that switch capture off, in order, to be run in one transaction."""
+    return [lock(table, replace=True), queries.query("capture", "capture_drop", table=table.identifier)]
+
+
+def statements(table: Table, mode: str, *, replace: bool) -> list[sql.Composed]:
+    """The statements that switch capture on, in order, to be run in one transaction; `replace`: what there is of it
+    is removed first."""
     parts = {"table": table.identifier, "key": sql.Identifier(table.settings.key_column)}
     if mode == "columns":
         columns = sql.SQL(", ").join(map(sql.Identifier, table.state_columns))
@@ -42,8 +53,8 @@ def statements(table: Table, mode: str) -> list[sql.Composed]:
         )
         triggers = queries.query("capture", "capture_triggers_compare", differs=differs, **parts)
     return [
-        queries.query("capture", "lock_table", table=table.identifier),
-        queries.query("capture", "capture_drop", table=table.identifier),
+        lock(table, replace=replace),
+        *([queries.query("capture", "capture_drop", table=table.identifier)] if replace else []),
         queries.query("capture", "capture_function", **parts),
         queries.query("capture", "capture_truncate_function", **parts),
         triggers,
@@ -51,12 +62,29 @@ def statements(table: Table, mode: str) -> list[sql.Composed]:
     ]
 
 
-def installed(conn: Connection, table: Table) -> bool:
-    """Every trigger of capture is on the table and fires always."""
+def _triggers(conn: Connection, table: Table) -> list[tuple[str, str, bool]]:
     with source_errors():
-        rows = conn.execute(queries.text("capture", "capture_installed"), {"table_oid": table.oid}).fetchall()
-    found = {str(name): fires for name, fires in rows}
-    return {"cachemig_capture", "cachemig_capture_truncate"} <= found.keys() and all(f == "A" for f in found.values())
+        return conn.execute(queries.text("capture", "capture_installed"), {"table_oid": table.oid}).fetchall()
+
+
+def has_traces(conn: Connection, table: Table) -> bool:
+    """Some trigger of capture is on the table, complete or not."""
+    return bool(_triggers(conn, table))
+
+
+def installed_mode(conn: Connection, table: Table) -> str | None:
+    """`columns` or `compare`, where every trigger of that mode is on the table and fires always; else None."""
+    found = {name: at_updates for name, fires, at_updates in _triggers(conn, table) if fires == "A"}
+    if not {"cachemig_capture", "cachemig_capture_truncate"} <= found.keys():
+        return None
+    if found["cachemig_capture"]:
+        return "columns"
+    return "compare" if "cachemig_capture_update" in found else None
+
+
+def installed(conn: Connection, table: Table) -> bool:
+    """No committed write can go unnoticed, as far as the triggers on the table go."""
+    return installed_mode(conn, table) is not None
 
 
 def mark(conn: Connection, keys: Sequence[str]) -> None:

@@ -39,7 +39,6 @@ class Totals:
 
 def sample_width(conn: Connection, table: Table) -> float:
     """Mean bytes of a row's text, from a sample."""
-    # Pages taken at random where the table is large; a small one is read from its beginning.
     share = min(100.0, 100 * 20 * _SAMPLE_ROWS / table.tuples) if table.tuples > 0 else 100.0
     sampling = sql.SQL("TABLESAMPLE SYSTEM ({})").format(sql.Literal(share)) if share < 100 else sql.SQL("")
     query = queries.query(
@@ -86,8 +85,8 @@ def lay_out(conn: Connection, table: Table, epoch: int) -> None:
         else:
             found = conn.execute(queries.query("chunks", "table_blocks", oid=sql.Literal(table.oid))).fetchone()
             total = int(found[0]) if found else 0
-            per_row = table.bytes / table.tuples if table.tuples > 0 else 8192
-            blocks = max(1, int(rows * min(per_row, 8192) / 8192))
+            per_block = table.tuples / total if table.tuples > 0 and total else 1
+            blocks = max(1, int(rows / max(per_block, 1)))
             conn.execute(queries.text("chunks", "lay_out_blocks"), {"blocks": blocks, "total": total})
         conn.execute(queries.text("chunks", "first_chunk"))
         conn.execute(queries.text("chunks", "set_layout"), {"layout": Jsonb(layout_of(table, epoch))})

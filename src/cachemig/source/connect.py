@@ -17,6 +17,8 @@ from cachemig.config import Settings
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+# What servers and poolers say of a login, which libpq passes on as text only.
+_NO_LOGIN = ("password", "no pg_hba.conf entry", "is not permitted to log in", "Tenant or user not found")
 _UNAVAILABLE = (pg.AdminShutdown, pg.CrashShutdown, pg.CannotConnectNow, pg.IdleInTransactionSessionTimeout)
 
 
@@ -49,10 +51,11 @@ def mapped(exc: psycopg.Error) -> errors.CachemigError:
                 first_line, hint="check table, column and key_column: cachemig doctor --show-config"
             )
         case pg.ProgrammingError() if exc.sqlstate is None:
-            return errors.ConfigError(f"dsn: {first_line}")
+            # libpq quotes the part that it does not understand, which may be a piece of a password.
+            return errors.ConfigError("dsn: not a valid libpq connection string or URI")
         case psycopg.OperationalError() if exc.sqlstate is None:
             return _not_connected(str(exc).strip())
-        case psycopg.OperationalError() if isinstance(exc, _UNAVAILABLE):
+        case _ if isinstance(exc, _UNAVAILABLE) or (exc.sqlstate or "").startswith("08"):
             return errors.SourceUnavailable(f"Postgres closed the connection: {first_line}")
         case pg.DeadlockDetected() | pg.SerializationFailure():
             return errors.SourceUnavailable(f"Postgres rolled back: {first_line}")
@@ -60,9 +63,10 @@ def mapped(exc: psycopg.Error) -> errors.CachemigError:
 
 
 def _not_connected(text: str) -> errors.CachemigError:
-    # libpq gives no SQLSTATE for a failed connection; its last line names the cause of the last try.
-    line = text.splitlines()[-1].strip() if text else "no answer"
-    if "password" in text or "no pg_hba.conf entry" in text or ("role " in text and "does not exist" in text):
+    # libpq gives no SQLSTATE for a failed connection. The last line that is not indented names the cause of the last
+    # try; indented ones are advice.
+    line = next((line for line in reversed(text.splitlines()) if not line.startswith(("\t", " "))), "no answer")
+    if any(sign in text for sign in _NO_LOGIN) or ("role " in text and "does not exist" in text):
         return errors.SourceAuthFailed(f"Postgres refused the login: {line}")
     if "certificate" in text or "SSL" in text:
         return errors.SourceUnavailable(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from psycopg import sql
 
@@ -48,7 +49,8 @@ def copy_rows(conn: Connection, query: sql.Composed) -> Generator[list[Field], N
     """
     statement = sql.SQL("COPY ({}) TO STDOUT (FORMAT BINARY)").format(query)
     with source_errors(), conn.cursor() as cur, cur.copy(statement) as copy:
-        for block in copy:
+        # Nothing of a row is held while the next one is received: two large values would stand beside each other.
+        while block := copy.read():
             data = memoryview(block)
             at = 0
             if data[:11] == _SIGNATURE:
@@ -68,6 +70,8 @@ def copy_rows(conn: Connection, query: sql.Composed) -> Generator[list[Field], N
                         row.append(data[at : at + length])
                         at += length
                 yield row
+                row = []
+            del block, data
 
 
 def read_chunk(
@@ -75,13 +79,13 @@ def read_chunk(
 ) -> Generator[Entry, None, None]:
     """Every entry of a range of rows, in one snapshot with its version. Runs in the caller's transaction."""
     query = queries.query("scan", "read_chunk", **_plain(table), range=table.range(lower, upper))
-    return (_entry(row, table.settings) for row in copy_rows(conn, query))
+    yield from map(partial(_entry, table.settings), copy_rows(conn, query))
 
 
 def read_keys(conn: Connection, table: Table, keys: Sequence[str]) -> Generator[Entry, None, None]:
     """The state of each of the keys, in one snapshot with its version; text None where no row holds a value."""
     query = queries.query("scan", "read_keys", **_plain(table), keys=sql.Literal(list(keys)))
-    return (_entry(row, table.settings) for row in copy_rows(conn, query))
+    yield from map(partial(_entry, table.settings), copy_rows(conn, query))
 
 
 def read_chunk_known(
@@ -89,13 +93,13 @@ def read_chunk_known(
 ) -> Generator[Known, None, None]:
     """As read_chunk, together with the ledger's row of each key."""
     query = queries.query("scan", "read_chunk", **_with_ledger(table, "chunk"), range=table.range(lower, upper))
-    return (_known(row, table.settings) for row in copy_rows(conn, query))
+    yield from map(partial(_known, table.settings), copy_rows(conn, query))
 
 
 def read_keys_known(conn: Connection, table: Table, keys: Sequence[str]) -> Generator[Known, None, None]:
     """As read_keys, together with the ledger's row of each key."""
     query = queries.query("scan", "read_keys", **_with_ledger(table, "keys"), keys=sql.Literal(list(keys)))
-    return (_known(row, table.settings) for row in copy_rows(conn, query))
+    yield from map(partial(_known, table.settings), copy_rows(conn, query))
 
 
 def _plain(table: Table) -> dict[str, sql.Composable]:
@@ -112,7 +116,7 @@ def _with_ledger(table: Table, of: str) -> dict[str, sql.Composable]:
     }
 
 
-def _entry(row: list[Field], settings: Settings) -> Entry:
+def _entry(settings: Settings, row: list[Field]) -> Entry:
     key, text, version, lifetime_from = row[:4]
     assert key is not None
     assert version is not None
@@ -124,10 +128,10 @@ def _entry(row: list[Field], settings: Settings) -> Entry:
     return Entry(name, text, _integer(version), expires_at_ms)
 
 
-def _known(row: list[Field], settings: Settings) -> Known:
+def _known(settings: Settings, row: list[Field]) -> Known:
     pending_s, state, version, expires_at_ms, sha256, error = row[4:]
     return Known(
-        _entry(row, settings),
+        _entry(settings, row),
         None if pending_s is None else float(_DOUBLE.unpack(pending_s)[0]),
         None if state is None else str(state, "utf-8"),
         None if version is None else _integer(version),

@@ -37,7 +37,6 @@ class Table:
     is_owner: bool
     tuples: float
     """Rows as of the last ANALYZE; negative where never analysed."""
-    bytes: int
     filenode: int | None
     rls: bool
     force_rls: bool
@@ -160,6 +159,13 @@ def inspect(conn: Connection, settings: Settings) -> Table:
         settings=settings,
         **facts,
     )
+
+
+def size(conn: Connection, table: Table) -> int:
+    """Bytes on disk, with indexes and TOAST."""
+    with source_errors():
+        row = conn.execute(queries.text("catalog", "table_size"), {"oid": table.oid}).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _check_columns(settings: Settings, types: dict[str, str]) -> None:

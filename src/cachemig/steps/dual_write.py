@@ -45,12 +45,19 @@ def statements(settings: Settings, *, enable: bool) -> list[str]:
 
 
 def _statements(conn: Connection, table: Table, enable: bool) -> list[sql.Composed]:
-    if enable:
-        return capture.statements(table, capture.mode(conn, table))
-    return [
-        queries.query("capture", "lock_table", table=table.identifier),
-        queries.query("capture", "capture_drop", table=table.identifier),
-    ]
+    if not enable:
+        return capture.removal(table)
+    return capture.statements(table, capture.mode(conn, table), replace=capture.has_traces(conn, table))
+
+
+def _is_so(conn: Connection, table: Table, migration: control.Migration, enable: bool) -> bool:
+    """The migration is in the wanted phase, and the triggers are what the table needs now."""
+    found = capture.installed_mode(conn, table)
+    if not enable:
+        return migration.phase is Phase.IDLE and found is None
+    # A trigger that compares also notices what UPDATE OF does.
+    enough = found == "compare" or (found is not None and found == capture.mode(conn, table))
+    return migration.phase is Phase.DUAL_WRITE and enough
 
 
 def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generator[Progress, None, Switched]:
@@ -67,7 +74,7 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
             doctor.gate(settings, target, "dual-write")
         with control.lease(conn, "ladder"):
             migration = control.require(conn, settings)
-            if migration.phase == wanted and capture.installed(conn, table) == enable:
+            if _is_so(conn, table, migration, enable):
                 return Switched(wanted, False, migration.epoch)
             for attempt in Retrying(
                 retry=retry_if_exception_type(LockNotGranted),

@@ -19,7 +19,7 @@ from cachemig.ladder import Phase
 from cachemig.source import control, queries
 from cachemig.source.connect import Connection, connect, source_errors, transaction
 from cachemig.source.scan import copy_rows
-from cachemig.source.table import Table, inspect
+from cachemig.source.table import Table, inspect, size
 from cachemig.targets.redis import RedisTarget, target_errors
 
 EXACT_ROWS = 100_000
@@ -167,16 +167,17 @@ def plan(settings: Settings, target: RedisTarget | None) -> Plan:
     """
     free, redis_error = _redis(target)
     with connect(settings) as conn:
-        table = inspect(conn, settings)
         phase = _phase(conn)
         with transaction(conn, read_only=True):
+            table = inspect(conn, settings)
             rows, estimated = count_rows(conn, table)
-            sample = not (rows <= EXACT_ROWS and table.bytes <= EXACT_BYTES)
-            read = _rows(conn, table, rows if sample else None)
+            table_bytes = size(conn, table)
+            sample = not (rows <= EXACT_ROWS and table_bytes <= EXACT_BYTES)
+            read = _rows(conn, table, rows if sample else None, table_bytes)
             keyless = _number(conn, queries.query("scan", "keyless", **table.parts))
             shared = _shared_by_lookup(conn, table, read) if sample else _shared(table, read)
             mb_per_s = _measured(conn, table, rows, read)
-        dependents = _dependents(conn, table)
+            dependents = _dependents(conn, table)
     scale = rows / len(read) if sample and read else 1.0
     count = _Counts(settings, read, shared, time.time())
     sizes = _sizes([row.bytes for row in read if row.bytes is not None], scale)
@@ -187,7 +188,7 @@ def plan(settings: Settings, target: RedisTarget | None) -> Plan:
         rows=rows,
         rows_estimated=estimated,
         sampled_rows=len(read) if sample else None,
-        table_bytes=table.bytes,
+        table_bytes=table_bytes,
         empty_rows=round(count.empty * scale),
         keyless_rows=keyless,
         duplicate_keys=round(shared.keys * scale),
@@ -259,13 +260,13 @@ def _phase(conn: Connection) -> str:
     return NOT_BEGUN if migration is None else migration.phase.value
 
 
-def _rows(conn: Connection, table: Table, of: int | None) -> list[_Row]:
+def _rows(conn: Connection, table: Table, of: int | None, table_bytes: int) -> list[_Row]:
     """Every row, or a sample of a table `of` so many rows."""
     want = EXACT_ROWS + 1
     sample: sql.Composable = sql.SQL("")
     if of is not None:
         # A quarter of the text is what it takes on disk, roughly: TOAST compresses.
-        text_per_row = max(1.0, 4 * table.bytes / max(of, 1))
+        text_per_row = max(1.0, 4 * table_bytes / max(of, 1))
         want = int(min(SAMPLE_ROWS, max(_LEAST_SAMPLE_ROWS, SAMPLE_BYTES / text_per_row)))
         sample = sql.SQL("TABLESAMPLE SYSTEM ({})").format(sql.Literal(min(100.0, 100 * want / max(of, 1))))
         want *= 4  # pages are taken, not rows: let it be some more

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from psycopg import sql
@@ -34,6 +34,7 @@ SHOWN = 20
 _SUSPECTS = 5_000
 _REREADS = 4
 _BATCH_KEYS = 500
+_LARGE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class Verified:
     @property
     def outcome(self) -> Outcome:
         return outcome(self.counts, accept_set_aside=self.accept_set_aside, ignore_orphans=self.ignore_orphans)
+
+    def document(self) -> dict[str, Any]:
+        """The figures, and the first cases of each verdict that is not good."""
+        return {**self.figures(), "cases": [asdict(case) for case in self.cases]}
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -246,9 +251,13 @@ class _Run:
 
     def _fetched(self, batch: list[Known]) -> Iterator[tuple[Known, Found]]:
         self.stop.check(RESUME)
-        found = self.target.fetch([known.entry.key for known in batch])
-        while batch:  # popped, so that a large value goes as soon as it is judged
-            yield batch.pop(), found.pop()
+        small = [known for known in batch if len(known.entry.text or b"") < _LARGE]
+        large = [known for known in batch if len(known.entry.text or b"") >= _LARGE]
+        batch.clear()
+        yield from zip(small, self.target.fetch([known.entry.key for known in small]), strict=True)
+        while large:
+            yield large[-1], self.target.fetch_large(large[-1].entry.key)
+            large.pop().entry.text = None  # judged: not to stand beside the next one
 
     def _first_look(self, entries: Iterable[Known]) -> Iterator[None]:
         for known, found in self._looked_up(entries):

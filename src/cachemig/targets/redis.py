@@ -28,6 +28,7 @@ LARGE = 8 * 1024
 """Bytes from which a value goes in by SET and RENAME: measured as the cheaper way from about here on."""
 _CALL_KEYS = 32
 _SEND_BYTES = 1 << 20
+_PIECE_BYTES = 4 << 20
 _TEMPORARY_MS = 10 * 60 * 1000
 
 _HERE = Path(__file__).parent
@@ -62,7 +63,7 @@ class Found:
     """What Redis holds under a key. `ttl_ms` None: no expiry. `fault`: why the value could not be read as one."""
 
     key: str
-    value: bytes | None
+    value: Buffer | None
     version: int | None
     ttl_ms: int | None
     fault: str | None = None
@@ -96,11 +97,11 @@ def mapped(exc: Exception) -> errors.TargetError:
             return errors.TargetForbidden(f"Redis: {text}")
         case rx.AuthenticationError() | rx.AuthorizationError() | rx.AuthenticationWrongNumberOfArgsError():
             return errors.TargetAuthFailed(f"Redis refused the login: {text}")
-        case rx.ConnectionError() | rx.TimeoutError() if "certificate" in text.lower() or "ssl" in text.lower():
+        case rx.ConnectionError() | rx.TimeoutError() if "[SSL" in text or "certificate verify failed" in text:
             return errors.TargetUnavailable(
                 f"TLS to Redis failed: {text}", hint="check rediss:// and ?ssl_ca_certs=FILE in redis_url"
             )
-        case rx.ConnectionError() | rx.TimeoutError() | rx.ClusterError():
+        case rx.ConnectionError() | rx.TimeoutError() | rx.ClusterError() | rx.TryAgainError():
             return errors.TargetUnavailable(f"Redis cannot be reached: {text}")
     if "OOM command not allowed" in text:  # from a script, before Redis 7
         return errors.TargetFull("Redis is full: used memory is over maxmemory")
@@ -132,7 +133,10 @@ class RedisTarget:
                 **options,
             )
         except (ValueError, TypeError) as exc:
-            raise errors.ConfigError(f"redis_url: {exc}") from exc
+            # The cause quotes the part that it does not understand, which may be a piece of a password.
+            raise errors.ConfigError(
+                "redis_url: not a valid URL; characters such as / ? # @ in a password are to be percent-encoded"
+            ) from exc
 
     def close(self) -> None:
         self.client.close()
@@ -285,6 +289,23 @@ class RedisTarget:
                 if isinstance(reply, Exception) and not isinstance(reply, rx.ResponseError):
                     raise reply
         return [_found(key, *replies[3 * i : 3 * i + 3]) for i, key in enumerate(keys)]
+
+    def fetch_large(self, key: str) -> Found:
+        """As fetch, for one key whose value is large: read piece by piece into one buffer, not copied."""
+        name = self.template.name(key)
+        with target_errors():
+            pipe = self.client.pipeline(transaction=False)
+            pipe.strlen(name)
+            pipe.get(companion(VERSION, name))
+            pipe.pttl(name)
+            length, version, pttl = pipe.execute(raise_on_error=False)
+            if not isinstance(length, int) or not self.client.exists(name):
+                return _found(key, None if isinstance(length, int) else length, version, pttl)
+            value = bytearray(length)
+            for at in range(0, length, _PIECE_BYTES):
+                piece = cast(bytes, self.client.getrange(name, at, at + _PIECE_BYTES - 1))
+                value[at : at + len(piece)] = piece
+        return _found(key, value, version, pttl)
 
     def remove(self, names: Sequence[str]) -> None:
         """Removes keys by their full names."""
