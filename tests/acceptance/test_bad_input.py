@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -135,6 +136,25 @@ def test_a_server_that_takes_no_writes(operator: Operator, table: Table) -> None
     told(operator("backfill", CACHEMIG_DSN=read_only), 1, "read-only", "point the DSN at the primary")
     told(operator("dual-write", "--disable", CACHEMIG_DSN=read_only), 1, "read-only")
     operator.fine("backfill")
+
+
+def test_a_real_standby_is_refused(operator: Operator, own_postgres: OwnPostgres) -> None:
+    server = own_postgres()
+    with psycopg.connect(server.dsn(), autocommit=True) as conn:
+        conn.execute(
+            "CREATE TABLE therapy_sessions (id int PRIMARY KEY, file_hash text UNIQUE, analytics_cache jsonb,"
+            " last_accessed_at timestamptz, created_at timestamptz)"
+        )
+        (data,) = conn.execute("SHOW data_directory").fetchone() or ("",)
+    operator.fine("init", CACHEMIG_DSN=server.dsn())
+    operator.fine("dual-write", CACHEMIG_DSN=server.dsn())
+    server.stop()
+    (Path(data) / "standby.signal").touch()
+    server.start()
+    told(operator("backfill", CACHEMIG_DSN=server.dsn()), 1, "read-only standby", "point the DSN at the primary")
+    doctor = operator("doctor", CACHEMIG_DSN=server.dsn())
+    assert doctor.code == 3
+    assert "standby" in doctor.out
 
 
 def test_another_run_holds_the_lease(operator: Operator, table: Table) -> None:

@@ -48,7 +48,8 @@ def run_demo(*, rows: int, seed: int, keep: bool) -> int:
         with psycopg.connect(dsn, autocommit=True) as conn:
             planted = load(conn, rows, seed)
         say(_what_was_planted(planted))
-        walk = _Walk(directory, {"CACHEMIG_DSN": dsn, "CACHEMIG_REDIS_URL": redis.url})
+        typed = f"host={postgres.host} user=postgres dbname=postgres"  # as a person would write it
+        walk = _Walk(directory, {"CACHEMIG_DSN": typed, "CACHEMIG_REDIS_URL": redis.url})
         try:
             counts = walk.whole_migration(Application(dsn, seed=seed, rate_per_s=_TRAFFIC_PER_S), len(planted.corrupt))
         except _Unexpected as exc:
