@@ -79,5 +79,11 @@ ORDER BY tgname;
 -- again; one that went away unseen is thereby removed from Redis.
 INSERT INTO cachemig.change (key) SELECT key FROM cachemig.entry;
 
+-- name: mark_unknown
+-- Of these keys, those that the ledger does not know.
+INSERT INTO cachemig.change (key)
+SELECT DISTINCT k.key FROM pg_catalog.unnest(%(keys)s::text[]) AS k (key)
+WHERE NOT EXISTS (SELECT FROM cachemig.entry AS e WHERE e.key_id = cachemig.key_id(k.key));
+
 -- name: mark_keys
 INSERT INTO cachemig.change (key) SELECT DISTINCT key FROM pg_catalog.unnest(%(keys)s::text[]) AS k (key);

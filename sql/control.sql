@@ -23,6 +23,9 @@ CREATE TABLE cachemig.migration (
     settings     jsonb NOT NULL,
     fingerprint  text NOT NULL,
     layout       jsonb,       -- what the chunks were laid out over; null: not laid out, or void
+    timeline     text,        -- of the Postgres that capture was committed on; another one may have lost commits
+    redis_run    text,        -- run id of the Redis that was filled; another run may have lost writes
+    redis_marker text,        -- what stands under the marker key; gone after a FLUSHALL or on another server
     changed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     changed_by   text NOT NULL
 );
@@ -102,7 +105,19 @@ VALUES ('idle', %(settings)s, %(fingerprint)s, %(who)s);
 
 -- name: migration
 -- Null where there is no control schema, so that a read-only role and an empty database get an answer, not an error.
-SELECT phase, epoch, settings, fingerprint, layout, changed_at, changed_by FROM cachemig.migration;
+SELECT phase, epoch, settings, fingerprint, layout, changed_at, changed_by, timeline, redis_run, redis_marker,
+       CASE WHEN NOT pg_catalog.pg_is_in_recovery()
+            THEN pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END AS timeline_now
+FROM cachemig.migration;
+
+-- name: lock_migration
+-- Held for one short transaction: two workers that notice the same thing begin one epoch, not two.
+SELECT epoch FROM cachemig.migration FOR UPDATE;
+
+-- name: set_identities
+UPDATE cachemig.migration
+SET timeline = pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8),
+    redis_run = %(run)s, redis_marker = %(marker)s;
 
 -- name: has_control
 SELECT pg_catalog.to_regclass('cachemig.migration') IS NOT NULL;

@@ -190,7 +190,7 @@ def prefix(redis_url: str) -> Iterator[str]:
     yield unique
     literal = re.sub(r"([*?\[\]\\])", r"\\\1", unique)
     with Redis.from_url(redis_url) as client:
-        for pattern in (f"{literal}*", f"cachemig:v:{{{literal}*", f"cachemig:t:{{{literal}*"):
+        for pattern in (f"{literal}*", f"cachemig:[vti]:{{{literal}*", f"cachemig:[vt]:{{*}}{literal}*"):
             for key in client.scan_iter(match=pattern, count=1000):
                 client.unlink(key)
 

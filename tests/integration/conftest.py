@@ -72,6 +72,11 @@ class Migrating:
         self.target = RedisTarget(self.settings, {})
         return self.settings
 
+    def use_redis(self, url: str) -> None:
+        """Looks into another Redis from now on."""
+        self.redis.close()
+        self.redis = Redis.from_url(url)
+
     def execute(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         cursor = self.conn.execute(statement, values or None)
         return cursor.fetchall() if cursor.description else []

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+import cachemig
 from cachemig.config import Settings, load
 from cachemig.demo.servers import PostgresServer, postgres_bin_dir
 from cachemig.errors import PrivilegeMissing, RowsHidden
@@ -30,7 +31,7 @@ from cachemig.targets.redis import RedisTarget
 from tests.conftest import OwnPostgres
 from tests.integration.conftest import finish
 
-DEMO = Path(doctor.__file__).parents[1] / "demo" / "schema.sql"
+DEMO = Path(cachemig.__file__).parent / "demo" / "schema.sql"
 
 
 def psql(dsn: str, *variables: str) -> subprocess.CompletedProcess[str]:

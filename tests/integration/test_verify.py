@@ -190,9 +190,10 @@ def test_under_constant_writes_nothing_is_called_bad(migrating: Migrating) -> No
         assert sum(result.counts.values()) == 50
 
 
-def test_a_flushed_redis_is_all_missing_and_repair_brings_it_back(moved: Migrating) -> None:
+def test_when_every_key_is_gone_repair_brings_them_back(moved: Migrating) -> None:
     for name in moved.redis.scan_iter(match=f"*{moved.prefix}*", count=1000):
-        moved.redis.delete(name)
+        if not name.startswith(b"cachemig:i:"):  # the marker: without it this is another Redis (test_epoch)
+            moved.redis.delete(name)
     result = moved.verify(accept_set_aside=1, repair=True)
     assert result.counts[Verdict.MISSING] == 9
     assert result.counts[Verdict.SET_ASIDE] == 1

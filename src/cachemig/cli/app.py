@@ -212,6 +212,30 @@ def verify(
         run.exit_code = Exit.REFUSED
 
 
+@command(app, MOVE)
+def resync(
+    run: Run,
+    key: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="a key to deliver again; may be repeated")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="begin a new epoch: everything is delivered again")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Have keys delivered again, whatever Redis holds: some by name, or all of them.
+
+    The running sync, or the next one, does it. Example: cachemig resync --key 94d2266b942891c7
+    """
+    from cachemig.steps import resync as step
+
+    if bool(key) == everything:
+        raise ConfigError("name keys with --key, or say --all", hint="cachemig resync --help")
+    if dry_run:
+        run.show(step.preview(run.settings, key or []), render.would_resync)
+        return
+    with run.target() as target:
+        run.show(step.resync(run.settings, target, key or []), render.resynced)
+
+
 @command(app, LOOK)
 def status(run: Run) -> None:
     """Say where the migration stands, and what comes next. Example: cachemig status --json"""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cachemig.steps.dual_write import Switched
     from cachemig.steps.init import Initialised
     from cachemig.steps.plan import Plan
+    from cachemig.steps.resync import Resynced
     from cachemig.steps.status import Status
     from cachemig.steps.sync import Backlog, Synced
     from cachemig.steps.verify import Verified
@@ -111,7 +112,19 @@ def backlog(screen: Screen, result: Backlog) -> None:
 
 def synced(screen: Screen, result: Synced) -> None:
     screen.line(f"{result.changes:,} changes delivered in {in_time(result.seconds)}")
+    if result.epochs:
+        screen.line(f"{result.epochs} new epochs: a server may have lost something, so all was delivered again")
     _tally(screen, result.tally)
+
+
+def would_resync(screen: Screen, keys: int) -> None:
+    screen.line(f"would mark {keys:,} keys to be delivered again")
+
+
+def resynced(screen: Screen, result: Resynced) -> None:
+    of = f"epoch {result.epoch} begins: " if result.epoch is not None else ""
+    screen.line(f"{of}{result.marked:,} keys are marked to be delivered again")
+    screen.next("cachemig sync --once" + (", then cachemig backfill" if result.epoch is not None else ""))
 
 
 def verified(screen: Screen, result: Verified) -> None:

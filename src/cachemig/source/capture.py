@@ -87,6 +87,15 @@ def installed(conn: Connection, table: Table) -> bool:
     return installed_mode(conn, table) is not None
 
 
+def can_be_key(key: str) -> bool:
+    """Postgres text can hold it: no NUL, nothing that is not UTF-8 (SCAN finds any bytes)."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\x00" not in key
+
+
 def mark(conn: Connection, keys: Sequence[str]) -> None:
     """Marks keys as changed, so that sync reads and delivers each of them anew."""
     with source_errors():

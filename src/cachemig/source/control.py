@@ -33,6 +33,11 @@ class Migration:
     layout: dict[str, Any] | None
     changed_at: datetime
     changed_by: str
+    timeline: str | None
+    redis_run: str | None
+    redis_marker: str | None
+    timeline_now: str | None
+    """Of the Postgres that answered; `timeline` is that of the one that capture was committed on."""
 
 
 def find(conn: Connection) -> Migration | None:
@@ -44,8 +49,8 @@ def find(conn: Connection) -> Migration | None:
         row = conn.execute(queries.text("control", "migration")).fetchone()
     if row is None:
         return None
-    phase, epoch, settings, fingerprint, layout, changed_at, changed_by = row
-    return Migration(Phase(str(phase)), int(epoch), settings, str(fingerprint), layout, changed_at, str(changed_by))
+    phase, *rest = row
+    return Migration(Phase(phase), *rest)
 
 
 def require(conn: Connection, settings: Settings, command: str | None = None) -> Migration:

@@ -15,6 +15,7 @@ from typing import Any
 
 from psycopg import sql
 
+from cachemig import failpoints
 from cachemig.config import Settings
 from cachemig.entries.entry import Entry
 from cachemig.errors import Interrupted, Refused
@@ -23,6 +24,7 @@ from cachemig.progress import Progress
 from cachemig.source import capture, chunks, control, ledger, queries, scan
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
+from cachemig.steps import epoch
 from cachemig.steps.delivery import Tally, deliver
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.steps.stop import Stop
@@ -40,6 +42,8 @@ class Backfilled:
     chunks: int = 0
     resumed_at: int = 0
     """Chunks that were done before this run."""
+    epochs: int = 0
+    """New epochs that began during this run, because a server may have lost what it had acknowledged."""
     left_over: int = 0
     """Entries that no chunk had delivered and the anti-join found."""
     seconds: float = 0.0
@@ -48,6 +52,7 @@ class Backfilled:
         return {
             **asdict(self.tally),
             "chunks": self.chunks,
+            "epochs": self.epochs,
             "left_over": self.left_over,
             "seconds": round(self.seconds, 3),
         }
@@ -91,18 +96,23 @@ def backfill(
     began = time.monotonic()
     started = datetime.now(UTC)
     result = Backfilled()
-    with connect(settings) as conn:
-        table = inspect(conn, settings)
-        migration = _ready(conn, settings, table)
-        target.check()
-        with control.lease(conn, "layout"):
-            if restart or migration.layout != chunks.layout_of(table, migration.epoch):
-                chunks.lay_out(conn, table, migration.epoch)
-        result.resumed_at = chunks.totals(conn).done
     with Reconnecting(settings) as session:
-        run = _Run(settings, target, stop, table, migration.epoch, session, result)
-        yield from run.all_chunks()
-        yield from run.left_over(started)
+        while True:
+            with connect(settings) as conn:
+                table = inspect(conn, settings)
+                migration = _ready(conn, settings, table)
+                target.check()
+                with control.lease(conn, "layout"):
+                    if restart or migration.layout != chunks.layout_of(table, migration.epoch):
+                        chunks.lay_out(conn, table, migration.epoch)
+                result.resumed_at = chunks.totals(conn).done
+            run = _Run(settings, target, stop, table, migration.epoch, session, result)
+            yield from run.all_chunks()
+            yield from run.left_over(started)
+            if run.is_of_this_epoch(session.get()):
+                break
+            restart = False
+            result.epochs += 1
         result.seconds = time.monotonic() - began
         control.journal(session.get(), "backfill", result.figures())
     return result
@@ -129,7 +139,13 @@ class _Run:
     owner: str = field(default_factory=control.owner)
     totals: chunks.Totals = field(default_factory=chunks.Totals)
 
+    def is_of_this_epoch(self, conn: Connection) -> bool:
+        """What was delivered still counts: both servers are the ones that it was delivered between."""
+        begun = epoch.ensure(conn, self.target)
+        return begun is None and control.require(conn, self.settings, "backfill").epoch == self.epoch
+
     def all_chunks(self) -> Generator[Progress, None, None]:
+        """Works until every chunk is done, or a new epoch has begun."""
         while True:
             done = False
             for attempt in attempts(self.settings, self.stop):
@@ -141,12 +157,13 @@ class _Run:
                 return
 
     def _one_chunk(self, conn: Connection) -> Generator[Progress, None, bool]:
-        """Does one chunk; True when all are done."""
+        """Does one chunk; True when there is none left to do in this epoch."""
         self.totals = chunks.totals(conn)
         self.stop.check(RESUME)
         chunk = chunks.claim(conn, self.owner, Phase.DUAL_WRITE, self.epoch)
         if chunk is None:
             return (yield from self._wait_for_others(conn))
+        failpoints.hit("backfill-after-claim")
         tally = Tally()
         try:
             entries = scan.read_chunk(conn, self.table, chunk.lower, chunk.upper)
@@ -155,18 +172,20 @@ class _Run:
         except Interrupted:
             chunks.release(conn, chunk, self.owner)
             raise
+        failpoints.hit("backfill-after-delivery")
         with transaction(conn):
             ledger.write(conn, records)
+            failpoints.hit("backfill-after-ledger")
             figures = {**asdict(tally), "entries": tally.entries}
             if chunks.finish(conn, chunk, self.owner, figures):
                 self.result.chunks += 1
+        failpoints.hit("backfill-after-commit")
         self.result.tally.merge(tally)
-        return False
+        return not self.is_of_this_epoch(conn)
 
     def _wait_for_others(self, conn: Connection) -> Generator[Progress, None, bool]:
-        if self.totals.done == self.totals.chunks:
+        if self.totals.done == self.totals.chunks or not self.is_of_this_epoch(conn):
             return True
-        control.require(conn, self.settings, "backfill")  # no chunk to be had: has the phase changed?
         yield self._progress(Tally(), f"{self.totals.running} chunks are with other workers")
         self.stop.wait(0.3)
         return False
@@ -209,6 +228,7 @@ class _Run:
         with closing(entries), closing(deliver(self.target, entries, tally)) as records:
             for record in records:
                 done.append(record)
+                failpoints.hit("backfill-during-delivery")
                 if time.monotonic() - shown > 0.1:
                     self.stop.check(RESUME)
                     yield self._progress(tally)

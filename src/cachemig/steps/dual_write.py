@@ -16,9 +16,9 @@ from cachemig.progress import Progress
 from cachemig.source import capture, control, queries
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
-from cachemig.steps import doctor
+from cachemig.steps import doctor, epoch
 from cachemig.steps.retry import reason
-from cachemig.targets.redis import RedisTarget
+from cachemig.targets.redis import Identity, RedisTarget
 
 _TRIES = 30
 
@@ -76,6 +76,8 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
             migration = control.require(conn, settings)
             if _is_so(conn, table, migration, enable):
                 return Switched(wanted, False, migration.epoch)
+            # Before the table's lock is asked for: nobody is to wait for Redis.
+            identity = epoch.plant(target) if enable else None
             for attempt in Retrying(
                 retry=retry_if_exception_type(LockNotGranted),
                 wait=wait_random_exponential(multiplier=1.0, min=0.2, max=10.0),
@@ -83,32 +85,37 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
                 reraise=True,
             ):
                 with attempt:
-                    result = _switch(conn, settings, table, migration, enable)
+                    result = _switch(conn, settings, table, migration, identity)
                 if why := reason(attempt.retry_state):
                     tried = attempt.retry_state.attempt_number
                     yield Progress(tried, _TRIES, "tries", waiting=f"{why}; the application goes first")
     return result
 
 
-def _switch(conn: Connection, settings: Settings, table: Table, migration: control.Migration, enable: bool) -> Switched:
+def _switch(
+    conn: Connection, settings: Settings, table: Table, migration: control.Migration, identity: Identity | None
+) -> Switched:
+    enable = identity is not None
     wanted = Phase.DUAL_WRITE if enable else Phase.IDLE
     marked = 0
     # The first enabling begins epoch 0; any later one follows a time without capture, of which nothing is known.
     again = enable and migration.epoch >= 0
-    epoch = migration.epoch + enable
-    if epoch > 8191:
+    number = migration.epoch + enable
+    if number > epoch.LAST:
         raise Refused("8,192 epochs are used up", hint="cachemig clean --execute, then begin anew")
     with transaction(conn, lock_timeout_s=settings.lock_timeout):
         for statement in _statements(conn, table, enable):
             conn.execute(statement)
-        control.set_phase(conn, wanted, epoch)
+        control.set_phase(conn, wanted, number)
+        if identity is not None:
+            epoch.record(conn, identity)
         if again:
             marked = conn.execute(queries.text("capture", "mark_known")).rowcount
         mode = capture.mode(conn, table) if enable else None
         control.journal(
             conn,
             "dual-write" if enable else "dual-write --disable",
-            {"capture": mode, "epoch": epoch, "marked": marked},
+            {"capture": mode, "epoch": number, "marked": marked},
             phase_from=migration.phase,
         )
-    return Switched(wanted, True, epoch, mode, marked)
+    return Switched(wanted, True, number, mode, marked)

@@ -8,12 +8,14 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cachemig import failpoints
 from cachemig.config import Settings
 from cachemig.errors import Interrupted
 from cachemig.progress import Progress
 from cachemig.source import control, ledger, queries, scan
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
+from cachemig.steps import epoch
 from cachemig.steps.delivery import Tally, deliver
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.steps.stop import Stop
@@ -29,11 +31,13 @@ class Synced:
     """What a run of sync did."""
 
     changes: int = 0
+    epochs: int = 0
+    """New epochs that this run began, because a server may have lost what it had acknowledged."""
     tally: Tally = field(default_factory=Tally)
     seconds: float = 0.0
 
     def figures(self) -> dict[str, Any]:
-        return {"changes": self.changes, **asdict(self.tally), "seconds": round(self.seconds, 3)}
+        return {"changes": self.changes, "epochs": self.epochs, **asdict(self.tally), "seconds": round(self.seconds, 3)}
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,18 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
     idle_s = _IDLE_S[0]
     with Reconnecting(settings) as session:
         while not stop.requested:
-            taken = 0
+            taken, begun = 0, None
             for attempt in attempts(settings, stop):
                 with attempt, session.guard() as conn:
                     taken = _batch(conn, settings, table, target, result)
+                    # After the batch: what went to a Redis that is not the one that was filled is delivered again.
+                    begun = epoch.ensure(conn, target)
                 if waiting := reason(attempt.retry_state):
                     yield _progress(result, None, waiting)
+            if begun is not None:
+                result.epochs += 1
+                yield _progress(result, begun.marked, note=f"epoch {begun.epoch}: {begun.reason}")
+                continue
             if taken < BATCH and not follow:
                 break
             if taken == 0:
@@ -102,18 +112,23 @@ def _batch(conn: Connection, settings: Settings, table: Table, target: RedisTarg
         changes = conn.execute(queries.text("sync", "take_changes"), {"limit": BATCH}).fetchall()
         if not changes:
             return 0
+        failpoints.hit("sync-after-take")
         keys = list(dict.fromkeys(str(key) for _, key in changes))
         # A new statement, so a new snapshot: it sees every change that the locked rows were committed with.
         with closing(scan.read_keys(conn, table, keys)) as entries, closing(deliver(target, entries, tally)) as records:
             done = list(records)
+        failpoints.hit("sync-after-delivery")
         ledger.write(conn, done)
+        failpoints.hit("sync-after-ledger")
         conn.execute(queries.text("sync", "fold_changes"), {"ids": [change_id for change_id, _ in changes]})
+        failpoints.hit("sync-after-fold")
+    failpoints.hit("sync-after-commit")
     result.changes += len(changes)
     result.tally.merge(tally)
     return len(changes)
 
 
-def _progress(result: Synced, backlog: int | None, waiting: str | None = None) -> Progress:
+def _progress(result: Synced, backlog: int | None, waiting: str | None = None, note: str | None = None) -> Progress:
     return Progress(
         result.changes,
         None,
@@ -121,5 +136,6 @@ def _progress(result: Synced, backlog: int | None, waiting: str | None = None) -
         entries=result.tally.entries,
         bytes=result.tally.bytes,
         backlog=backlog,
+        note=note,
         waiting=waiting,
     )

@@ -19,17 +19,20 @@ from psycopg import sql
 from cachemig.config import Settings
 from cachemig.entries.entry import EPOCH, Entry
 from cachemig.entries.verdicts import REPAIRABLE, TABLE, Counts, Outcome, Verdict, outcome
+from cachemig.errors import Refused
 from cachemig.progress import Progress
 from cachemig.source import capture, chunks, control, queries, scan
-from cachemig.source.connect import source_errors, transaction
+from cachemig.source.connect import Connection, source_errors, transaction
 from cachemig.source.scan import Known
 from cachemig.source.table import Table, inspect
+from cachemig.steps import epoch
 from cachemig.steps.judge import judge
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.steps.stop import Stop
 from cachemig.targets.redis import Found, RedisTarget
 
 RESUME = "verify starts from the beginning each time: cachemig verify"
+HEAL = "cachemig sync --once (or the running sync) delivers everything again in a new epoch; then cachemig verify"
 SHOWN = 20
 _SUSPECTS = 5_000
 _REREADS = 4
@@ -103,7 +106,7 @@ def verify(
     with Reconnecting(settings) as session:
         conn = session.get()
         table = inspect(conn, settings)
-        migration = control.require(conn, settings, "verify")
+        migration = _settled(conn, settings, target)
         run = _Run(settings, target, stop, session, table, result, repair, target.clock_skew_ms())
         if sample is None:
             laid_out = migration.layout == chunks.layout_of(table, migration.epoch)
@@ -116,12 +119,22 @@ def verify(
             result.sample = len(keys)
             yield from run.keys_against_redis(keys)
             yield from run.settle()
+        if _settled(session.get(), settings, target).epoch != migration.epoch:
+            raise Refused("a new epoch began while this verification ran: it does not count", hint=HEAL)
         if run.repairs:
             capture.mark(session.get(), run.repairs)
             result.marked = len(run.repairs)
         result.seconds = time.monotonic() - began
         control.journal(session.get(), "verify", result.figures())
     return result
+
+
+def _settled(conn: Connection, settings: Settings, target: RedisTarget) -> control.Migration:
+    """The migration. Raises Refused where a server is not the one that was filled: nothing is reported as fine then."""
+    migration = control.require(conn, settings, "verify")
+    if reason := epoch.changed(migration, target.identity()):
+        raise Refused(reason, hint=HEAL)
+    return migration
 
 
 @dataclass
@@ -178,7 +191,7 @@ class _Run:
             keys = []
             for name in names:
                 key = template.key_of(name)
-                if key is not None and _fits_postgres(key):
+                if key is not None and capture.can_be_key(key):
                     keys.append(key)
                 elif key is not None:
                     self._orphan(key)
@@ -310,11 +323,3 @@ class _Run:
         self, done: int, total: int | None, unit: str, waiting: str | None = None, note: str | None = None
     ) -> Progress:
         return Progress(done, total, unit, entries=self.looked_at, bytes=self.result.bytes, note=note, waiting=waiting)
-
-
-def _fits_postgres(key: str) -> bool:
-    try:
-        key.encode()
-    except UnicodeEncodeError:  # bytes that SCAN found and that are not UTF-8
-        return False
-    return "\x00" not in key

@@ -9,6 +9,7 @@ from functools import cache
 SLOTS = 16384
 VERSION = "cachemig:v:"
 TEMPORARY = "cachemig:t:"
+MARKER = "cachemig:i:"
 
 
 def slot(key: bytes) -> int:

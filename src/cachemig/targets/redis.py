@@ -19,10 +19,10 @@ from redis import exceptions as rx
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cachemig import errors
+from cachemig import errors, failpoints
 from cachemig.config import Settings
 from cachemig.entries.entry import Buffer
-from cachemig.targets.keys import TEMPORARY, VERSION, KeyTemplate, companion
+from cachemig.targets.keys import MARKER, TEMPORARY, VERSION, KeyTemplate, companion
 
 LARGE = 8 * 1024
 """Bytes from which a value goes in by SET and RENAME: measured as the cheaper way from about here on."""
@@ -67,6 +67,14 @@ class Found:
     version: int | None
     ttl_ms: int | None
     fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which Redis it is. A restart, a failover and a replacement change `run`; FLUSHALL takes `marker` away."""
+
+    run: str | None
+    marker: str | None
 
 
 @dataclass
@@ -161,6 +169,22 @@ class RedisTarget:
                 if not isinstance(mapped(exc), errors.TargetFull):
                     raise
 
+    def identity(self) -> Identity:
+        """Which Redis this is: its run, and the marker that this migration planted there."""
+        with target_errors():
+            info = self.client.info("server")
+            marker = cast("bytes | None", self.client.get(self.marker_key))
+            return Identity(info.get("run_id"), marker.decode() if marker is not None else None)
+
+    def plant_marker(self, marker: str) -> None:
+        """Sets the marker that tells this Redis from an empty or another one. It never expires."""
+        with target_errors():
+            self.client.set(self.marker_key, marker)
+
+    @property
+    def marker_key(self) -> str:
+        return companion(MARKER, self.template.name(""))
+
     def clock_skew_ms(self) -> int:
         """How far Redis's clock is ahead of this machine's, to within the round trip."""
         with target_errors():
@@ -185,7 +209,9 @@ class RedisTarget:
                 in_flight: list[_Call] = []
                 for batch, nbytes in _batches(writes, self.settings.batch_bytes, self.settings.batch_keys):
                     calls = [self._packed(call) for call in _calls(batch)]
+                    failpoints.hit("target-before-send")
                     _send(connection, calls)
+                    failpoints.hit("target-after-send")
                     yield from self._receive(connection, in_flight)
                     in_flight = calls
                     if nbytes > self.settings.batch_bytes:  # do not read a second huge value beside this one

@@ -1,0 +1,97 @@
+"""Epochs: when either server may have lost what it acknowledged, everything is delivered again, above all that was.
+
+A new epoch raises every version (entries/entry.py), so that no write of an earlier one is accepted where the new state
+has arrived; voids the chunks and verifications; and marks every key that was ever handled, so that sync reads it anew.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from cachemig.errors import Refused
+from cachemig.source import capture, control, queries
+from cachemig.source.connect import Connection, transaction
+from cachemig.targets.keys import VERSION, escape, owner_of
+from cachemig.targets.redis import Identity, RedisTarget
+
+LAST = 8191
+_SCAN_BATCH = 10_000
+
+
+@dataclass(frozen=True)
+class Begun:
+    epoch: int
+    marked: int
+    reason: str
+
+
+def changed(migration: control.Migration, identity: Identity) -> str | None:
+    """Why either server may not be in the state that this migration left it in; None if nothing speaks for it."""
+    if migration.timeline_now != migration.timeline:
+        return f"Postgres is on timeline {migration.timeline_now}, was on {migration.timeline}: commits may be lost"
+    if identity.marker != migration.redis_marker:
+        return "Redis was flushed or is another server: its marker is gone"
+    if identity.run != migration.redis_run:
+        return "Redis was restarted or failed over: writes may be lost"
+    return None
+
+
+def ensure(conn: Connection, target: RedisTarget) -> Begun | None:
+    """Begins a new epoch if either server has changed; None, and two cheap questions, if not."""
+    migration = control.find(conn)
+    if migration is None:
+        return None
+    reason = changed(migration, target.identity())
+    return begin(conn, target, reason, expected=migration.epoch) if reason else None
+
+
+def begin(conn: Connection, target: RedisTarget, reason: str, *, expected: int) -> Begun | None:
+    """Begins the epoch after `expected`, in one transaction; None if another worker was first.
+
+    What Redis holds under version keys that the ledger does not know (Postgres lost the commits) is marked too, and
+    thereby removed or replaced; a key without a version key may be somebody else's and is left to verify.
+    """
+    found = _version_owners(target)
+    with transaction(conn):
+        row = conn.execute(queries.text("control", "lock_migration")).fetchone()
+        if row is None or row[0] != expected:
+            return None
+        if expected >= LAST:
+            raise Refused("8,192 epochs are used up", hint="cachemig dual-write --disable, then clean, and begin anew")
+        migration = control.find(conn)
+        assert migration is not None
+        control.set_phase(conn, migration.phase, expected + 1)
+        marked = conn.execute(queries.text("capture", "mark_known")).rowcount
+        for at in range(0, len(found), _SCAN_BATCH):
+            marked += conn.execute(
+                queries.text("capture", "mark_unknown"), {"keys": found[at : at + _SCAN_BATCH]}
+            ).rowcount
+        record(conn, plant(target))
+        control.journal(conn, "new epoch", {"reason": reason, "marked": marked}, phase_from=migration.phase)
+    return Begun(expected + 1, marked, reason)
+
+
+def plant(target: RedisTarget) -> Identity:
+    """Plants a new marker, by which this Redis is known from an empty or another one.
+
+    Before the commit that records it: should that fail, the next look finds a marker that nobody knows, and another
+    epoch begins; the other way round a flushed Redis could be taken for a filled one.
+    """
+    target.plant_marker(secrets.token_hex(16))
+    return target.identity()
+
+
+def record(conn: Connection, identity: Identity) -> None:
+    """Records both servers as those that the epoch is delivered between. In the caller's transaction."""
+    conn.execute(queries.text("control", "set_identities"), {"run": identity.run, "marker": identity.marker})
+
+
+def _version_owners(target: RedisTarget) -> list[str]:
+    keys = []
+    for names in target.scan(f"{VERSION}{{*{escape(target.template.after)}*"):
+        for name in names:
+            key = target.template.key_of(owner_of(name, VERSION))
+            if key is not None and capture.can_be_key(key):
+                keys.append(key)
+    return keys

@@ -1,0 +1,40 @@
+"""resync: has keys delivered again, some by name or all in a new epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cachemig.config import Settings
+from cachemig.source import capture, control, ledger
+from cachemig.source.connect import connect
+from cachemig.steps import epoch
+from cachemig.targets.redis import RedisTarget
+
+
+@dataclass(frozen=True)
+class Resynced:
+    """What sync will deliver again."""
+
+    marked: int
+    epoch: int | None
+    """The epoch that was begun; None where single keys were marked."""
+
+
+def preview(settings: Settings, keys: Sequence[str]) -> int:
+    """How many keys `resync` would mark. Reads only."""
+    with connect(settings) as conn:
+        control.require(conn, settings, "sync")
+        return len(keys) or sum(count for count, _ in ledger.counts(conn).values())
+
+
+def resync(settings: Settings, target: RedisTarget, keys: Sequence[str]) -> Resynced:
+    """Marks the keys changed or, where none is named, begins a new epoch. Changes nothing in Redis by itself."""
+    with connect(settings) as conn:
+        migration = control.require(conn, settings, "sync")
+        if keys:
+            capture.mark(conn, keys)
+            control.journal(conn, "resync", {"keys": len(keys)})
+            return Resynced(len(keys), None)
+        begun = epoch.begin(conn, target, "asked for by resync", expected=migration.epoch)
+        return Resynced(begun.marked, begun.epoch) if begun else resync(settings, target, keys)

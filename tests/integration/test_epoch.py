@@ -1,0 +1,195 @@
+"""When a server may have lost what it acknowledged, that is noticed, and everything is delivered again."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from cachemig.demo.servers import PostgresServer, RedisServer
+from cachemig.entries.entry import EPOCH
+from cachemig.errors import Refused
+from cachemig.steps import backfill as backfill_step
+from cachemig.steps import resync
+from cachemig.steps.stop import Stop
+from cachemig.targets.redis import Write
+from tests.conftest import OwnPostgres, OwnRedis
+from tests.integration.conftest import TABLE, Migrating
+
+
+@pytest.fixture
+def server(own_redis: OwnRedis) -> RedisServer:
+    """A Redis that keeps what it acknowledged over a restart."""
+    return own_redis({"appendonly": "yes", "appendfsync": "always"})
+
+
+@pytest.fixture
+def moved(migrating: Migrating, server: RedisServer) -> Migrating:
+    """k0 … k9 in both places; k0 changed, k1 deleted: each has a version key."""
+    migrating.set(redis_url=server.url)
+    migrating.use_redis(server.url)
+    for n in range(10):
+        migrating.put(f"k{n}", {"v": n})
+    migrating.begin()
+    migrating.backfill()
+    migrating.execute("UPDATE sessions SET cache = '{\"v\": 100}' WHERE file_hash = 'k0'")
+    migrating.execute("DELETE FROM sessions WHERE file_hash = 'k1'")
+    migrating.sync()
+    assert migrating.verify().outcome.passed
+    return migrating
+
+
+def epoch(migrating: Migrating) -> int:
+    return int(migrating.execute("SELECT epoch FROM cachemig.migration")[0][0])
+
+
+def recovered(migrating: Migrating, expected_epoch: int) -> None:
+    """Verify refuses; sync begins the epoch; then all is well, and no write of the old epoch is accepted."""
+    with pytest.raises(Refused) as refused:
+        migrating.verify()
+    assert "sync" in str(refused.value.hint)
+    assert migrating.sync().epochs == 1
+    assert epoch(migrating) == expected_epoch
+    assert migrating.in_redis() == migrating.in_postgres()
+    migrating.backfill()
+    assert migrating.verify().outcome.passed
+    late = [Write("k0", 0, b"old"), Write("k1", 0, b"old"), Write("k1", 3, b"old"), Write("k5", 0, b"old")]
+    assert not any(receipt.written for receipt in migrating.target.deliver(late))
+    assert migrating.in_redis() == migrating.in_postgres()
+
+
+def test_a_flushed_redis(moved: Migrating) -> None:
+    moved.redis.flushall()  # its own server
+    recovered(moved, 1)
+
+
+def test_a_redis_restarted_without_its_data(moved: Migrating, server: RedisServer) -> None:
+    server.kill()
+    shutil.rmtree(server.directory / "appendonlydir")
+    server.start()
+    recovered(moved, 1)
+
+
+def test_a_redis_restarted_with_its_data_may_have_lost_the_last_of_it(moved: Migrating, server: RedisServer) -> None:
+    server.kill()
+    server.start()
+    assert len(moved.in_redis()) == 9
+    recovered(moved, 1)
+
+
+def test_another_redis(moved: Migrating, own_redis: OwnRedis) -> None:
+    other = own_redis()
+    moved.set(redis_url=other.url)
+    moved.use_redis(other.url)
+    recovered(moved, 1)
+
+
+def test_the_same_redis_is_no_new_one(moved: Migrating) -> None:
+    for _ in range(3):
+        assert moved.sync().epochs == 0
+        assert moved.backfill().epochs == 0
+    assert epoch(moved) == 0
+
+
+def test_a_redis_lost_in_the_middle_of_a_backfill(moved: Migrating, server: RedisServer) -> None:
+    moved.execute(
+        "INSERT INTO sessions (file_hash, cache) SELECT 'n' || n, '{\"v\": 1}' FROM generate_series(1, 300) n"
+    )
+    moved.sync()
+    moved.set(redis_url=server.url, chunk_bytes="512", retry_for="20s")
+    running = backfill_step.backfill(moved.settings, moved.target, Stop(), restart=True)
+    lost = False
+    while True:
+        try:
+            progress = next(running)
+        except StopIteration as end:
+            result: backfill_step.Backfilled = end.value
+            break
+        if progress.done > 3 and not lost:
+            server.kill()
+            shutil.rmtree(server.directory / "appendonlydir")
+            server.start()
+            lost = True
+    assert result.epochs == 1
+    moved.sync()
+    assert moved.in_redis() == moved.in_postgres()
+    assert moved.verify().outcome.passed
+
+
+def test_resync_of_some_keys_and_of_all(moved: Migrating) -> None:
+    moved.redis.set(f"{moved.prefix}k5", "wrong", keepttl=True)
+    assert resync.preview(moved.settings, ["k5"]) == 1
+    assert resync.resync(moved.settings, moved.target, ["k5"]) == resync.Resynced(1, None)
+    assert moved.sync().tally.delivered == 1
+    assert moved.verify().outcome.passed
+    assert resync.preview(moved.settings, []) == 10
+    assert resync.resync(moved.settings, moved.target, []) == resync.Resynced(10, 1)
+    moved.sync()
+    assert moved.target.fetch(["k5"])[0].version == EPOCH + 2
+    moved.backfill()
+    assert moved.verify().outcome.passed
+
+
+def test_two_workers_that_notice_the_same_thing_begin_one_epoch(moved: Migrating) -> None:
+    from cachemig.steps import epoch as step
+
+    moved.redis.flushall()
+    first = step.begin(moved.conn, moved.target, "first", expected=0)
+    assert first is not None
+    assert first.epoch == 1
+    assert step.begin(moved.conn, moved.target, "second", expected=0) is None
+    assert step.ensure(moved.conn, moved.target) is None
+
+
+@pytest.fixture
+def own_migrating(
+    own_postgres: OwnPostgres, server: RedisServer, tmp_path: Path
+) -> Iterator[tuple[Migrating, PostgresServer]]:
+    """A migration on a Postgres of its own, to be killed and promoted."""
+    postgres = own_postgres({"synchronous_commit": "on"})
+    case = Migrating(postgres.dsn(), server.url, "t:", tmp_path)
+    case.execute(TABLE)
+    for n in range(5):
+        case.put(f"k{n}", {"v": n})
+    case.begin()
+    case.backfill()
+    yield case, postgres
+    case.close()
+
+
+def test_a_postgres_that_lost_commits_in_a_failover(own_migrating: tuple[Migrating, PostgresServer]) -> None:
+    """What the lost commits had put into Redis goes: the counts there are ahead of those in Postgres."""
+    case, postgres = own_migrating
+    ((data,),) = case.execute("SHOW data_directory")
+    case.conn.close()
+    postgres.stop()
+    standby = Path(f"{data}-standby")
+    subprocess.run(["cp", "-a", data, standby], check=True)
+    postgres.start()
+    case.conn = psycopg.connect(case.dsn, autocommit=True)
+    case.execute("UPDATE sessions SET cache = '{\"v\": 77}' WHERE file_hash = 'k0'")
+    case.execute("UPDATE sessions SET cache = '{\"v\": 78}' WHERE file_hash = 'k0'")
+    case.execute("DELETE FROM sessions WHERE file_hash = 'k1'")
+    case.put("lost", {"v": 1})
+    case.sync()
+    assert case.in_redis()["k0"] == b'{"v": 78}'
+    assert "lost" in case.in_redis()
+    case.conn.close()
+    postgres.kill()
+    shutil.rmtree(data)
+    standby.rename(data)
+    (Path(data) / "standby.signal").touch()
+    shutil.chown(Path(data) / "standby.signal", Path(data).stat().st_uid, Path(data).stat().st_gid)
+    postgres.start()
+    case.conn = psycopg.connect(case.dsn, autocommit=True)
+    case.execute("SELECT pg_promote()")
+    with pytest.raises(Refused, match="timeline 00000002, was on 00000001"):
+        case.verify()
+    assert case.sync().epochs == 1
+    case.backfill()
+    assert case.in_redis() == case.in_postgres() == {f"k{n}": b'{"v": %d}' % n for n in range(5)}
+    assert case.verify().outcome.passed
