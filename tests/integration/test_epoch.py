@@ -193,3 +193,30 @@ def test_a_postgres_that_lost_commits_in_a_failover(own_migrating: tuple[Migrati
     case.backfill()
     assert case.in_redis() == case.in_postgres() == {f"k{n}": b'{"v": %d}' % n for n in range(5)}
     assert case.verify().outcome.passed
+
+
+def test_an_epoch_begins_above_every_version_that_redis_holds(moved: Migrating) -> None:
+    """As when the control schema was dropped by hand, or Postgres was restored from an old backup."""
+    moved.target.client.set(f"cachemig:v:{{{moved.prefix}k5}}", 7 * EPOCH + 3)
+    moved.target.client.set(f"cachemig:v:{{{moved.prefix}never}}", 2 * EPOCH)
+    moved.target.client.set(f"{moved.prefix}never", "{}")
+    resync.resync(moved.settings, moved.target, [])
+    assert epoch(moved) == 8
+    moved.sync()
+    moved.backfill()
+    assert moved.in_redis() == moved.in_postgres()
+    assert moved.verify().outcome.passed
+
+
+def test_beginning_anew_over_what_an_earlier_migration_left(moved: Migrating) -> None:
+    moved.execute("DROP TRIGGER cachemig_capture ON sessions")
+    moved.execute("DROP TRIGGER cachemig_capture_truncate ON sessions")
+    moved.execute("DROP SCHEMA cachemig CASCADE")
+    moved.execute("DELETE FROM sessions WHERE file_hash = 'k0'")
+    moved.execute("UPDATE sessions SET cache = '{\"v\": 0}' WHERE file_hash = 'k5'")
+    moved.begin()
+    assert epoch(moved) == 1
+    moved.sync()
+    assert moved.backfill().tally.older == 0
+    assert moved.in_redis() == moved.in_postgres()
+    assert moved.verify().outcome.passed

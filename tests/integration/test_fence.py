@@ -170,6 +170,10 @@ def test_what_a_server_refuses_as_a_whole(own_redis: OwnRedis) -> None:
                 as_reader = url.replace("unix://", "unix://reader:pw@")
                 with RedisTarget(load({}, {"CACHEMIG_REDIS_URL": as_reader}), {}) as reader:
                     reader.check()
+            admin.execute_command("ACL", "SETUSER", "writer", "on", ">pw", "~*", "+@all")
+            as_writer = url.replace("unix://", "unix://writer@")
+            with RedisTarget(load({"redis_url": as_writer}, {}), {"REDISCLI_AUTH": "pw"}) as writer:
+                writer.check()
             admin.execute_command("REPLICAOF", "127.0.0.1", "1")
             with pytest.raises(TargetReadOnly):
                 target.check()

@@ -46,6 +46,11 @@ def mapped(exc: psycopg.Error) -> errors.CachemigError:
             return errors.LockNotGranted(f"the table is in use: {first_line}")
         case pg.InvalidPassword() | pg.InvalidAuthorizationSpecification():
             return errors.SourceAuthFailed(f"Postgres refused the login: {first_line}")
+        case pg.UndefinedTable() if "cachemig" in first_line:
+            return errors.SourceError(
+                f"the control schema is not whole: {first_line}",
+                hint="put back what was removed from schema cachemig, or drop it and begin anew: cachemig init",
+            )
         case pg.UndefinedColumn() | pg.UndefinedTable():
             return errors.TableUnfit(
                 first_line, hint="check table, column and key_column: cachemig doctor --show-config"

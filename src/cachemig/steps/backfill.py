@@ -7,18 +7,19 @@ chunks through the control schema, and the fence in Redis makes a double deliver
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from psycopg import sql
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from cachemig import failpoints
 from cachemig.config import Settings
 from cachemig.entries.entry import Entry
-from cachemig.errors import Interrupted, Refused
+from cachemig.errors import Interrupted, LeaseHeld, Refused
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import capture, chunks, control, ledger, queries, scan
@@ -102,7 +103,8 @@ def backfill(
                 table = inspect(conn, settings)
                 migration = _ready(conn, settings, table)
                 target.check()
-                with control.lease(conn, "layout"):
+                with _layout_lease(conn):
+                    migration = _ready(conn, settings, table)
                     if restart or migration.layout != chunks.layout_of(table, migration.epoch):
                         chunks.lay_out(conn, table, migration.epoch)
                 result.resumed_at = chunks.totals(conn).done
@@ -116,6 +118,18 @@ def backfill(
         result.seconds = time.monotonic() - began
         control.journal(session.get(), "backfill", result.figures())
     return result
+
+
+@contextmanager
+def _layout_lease(conn: Connection) -> Iterator[None]:
+    """The lease for laying out, which takes a moment: backfills that are started at once wait for each other."""
+    with ExitStack() as stack:
+        for attempt in Retrying(
+            retry=retry_if_exception_type(LeaseHeld), wait=wait_fixed(0.2), stop=stop_after_delay(30), reraise=True
+        ):
+            with attempt:
+                stack.enter_context(control.lease(conn, "layout"))
+        yield
 
 
 def _ready(conn: Connection, settings: Settings, table: Table) -> control.Migration:

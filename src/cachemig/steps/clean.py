@@ -41,7 +41,8 @@ def clean(
         table = inspect(conn, settings)
         if capture.installed(conn, table):
             raise Refused("capture is still on the table", hint="cachemig dual-write --disable")
-        counts = conn.execute(queries.text("control", "made")).fetchone()
+        with transaction(conn, read_only=True):
+            counts = conn.execute(queries.text("control", "made")).fetchone()
         own = yield from _keys(target, _own_pattern(target.template), target.template, execute)
         held = 0
         if values:

@@ -10,10 +10,10 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
 from cachemig.config import Settings
-from cachemig.errors import LockNotGranted, Refused
+from cachemig.errors import LockNotGranted
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
-from cachemig.source import capture, control, queries
+from cachemig.source import capture, control
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import doctor, epoch
@@ -21,6 +21,7 @@ from cachemig.steps.retry import reason
 from cachemig.targets.redis import Identity, RedisTarget
 
 _TRIES = 30
+_Surveyed = tuple[epoch.Survey, Identity]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
             if _is_so(conn, table, migration, enable):
                 return Switched(wanted, False, migration.epoch)
             # Before the table's lock is asked for: nobody is to wait for Redis.
-            identity = epoch.plant(target) if enable else None
+            redis = (epoch.look_into(target), epoch.plant(target)) if enable else None
             for attempt in Retrying(
                 retry=retry_if_exception_type(LockNotGranted),
                 wait=wait_random_exponential(multiplier=1.0, min=0.2, max=10.0),
@@ -85,7 +86,7 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
                 reraise=True,
             ):
                 with attempt:
-                    result = _switch(conn, settings, table, migration, identity)
+                    result = _switch(conn, settings, table, migration, redis)
                 if why := reason(attempt.retry_state):
                     tried = attempt.retry_state.attempt_number
                     yield Progress(tried, _TRIES, "tries", waiting=f"{why}; the application goes first")
@@ -93,28 +94,22 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
 
 
 def _switch(
-    conn: Connection, settings: Settings, table: Table, migration: control.Migration, identity: Identity | None
+    conn: Connection, settings: Settings, table: Table, migration: control.Migration, redis: _Surveyed | None
 ) -> Switched:
-    enable = identity is not None
-    wanted = Phase.DUAL_WRITE if enable else Phase.IDLE
-    marked = 0
-    # The first enabling begins epoch 0; any later one follows a time without capture, of which nothing is known.
-    again = enable and migration.epoch >= 0
-    number = migration.epoch + enable
-    if number > epoch.LAST:
-        raise Refused("8,192 epochs are used up", hint="cachemig clean --execute, then begin anew")
+    wanted = Phase.IDLE if redis is None else Phase.DUAL_WRITE
+    number, marked = migration.epoch, 0
     with transaction(conn, lock_timeout_s=settings.lock_timeout):
-        for statement in _statements(conn, table, enable):
+        for statement in _statements(conn, table, redis is not None):
             conn.execute(statement)
-        control.set_phase(conn, wanted, number)
-        if identity is not None:
-            epoch.record(conn, identity)
-        if again:
-            marked = conn.execute(queries.text("capture", "mark_known")).rowcount
-        mode = capture.mode(conn, table) if enable else None
+        if redis is None:
+            control.set_phase(conn, wanted, number)
+        else:
+            # What happened without capture is unknown, so each enabling begins a new epoch.
+            number, marked = epoch.raise_above(conn, migration, wanted, *redis)
+        mode = None if redis is None else capture.mode(conn, table)
         control.journal(
             conn,
-            "dual-write" if enable else "dual-write --disable",
+            "dual-write --disable" if redis is None else "dual-write",
             {"capture": mode, "epoch": number, "marked": marked},
             phase_from=migration.phase,
         )

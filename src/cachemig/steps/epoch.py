@@ -9,14 +9,16 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
+from cachemig.entries.entry import EPOCH
 from cachemig.errors import Refused
+from cachemig.ladder import Phase
 from cachemig.source import capture, control, queries
 from cachemig.source.connect import Connection, transaction
 from cachemig.targets.keys import VERSION, escape, owner_of
 from cachemig.targets.redis import Identity, RedisTarget
 
 LAST = 8191
-_SCAN_BATCH = 10_000
+_BATCH = 10_000
 
 
 @dataclass(frozen=True)
@@ -47,29 +49,58 @@ def ensure(conn: Connection, target: RedisTarget) -> Begun | None:
 
 
 def begin(conn: Connection, target: RedisTarget, reason: str, *, expected: int) -> Begun | None:
-    """Begins the epoch after `expected`, in one transaction; None if another worker was first.
-
-    What Redis holds under version keys that the ledger does not know (Postgres lost the commits) is marked too, and
-    thereby removed or replaced; a key without a version key may be somebody else's and is left to verify.
-    """
-    found = _version_owners(target)
+    """Begins an epoch after `expected`, in one transaction; None if another worker was first."""
+    survey = look_into(target)
     with transaction(conn):
         row = conn.execute(queries.text("control", "lock_migration")).fetchone()
         if row is None or row[0] != expected:
             return None
-        if expected >= LAST:
-            raise Refused("8,192 epochs are used up", hint="cachemig dual-write --disable, then clean, and begin anew")
         migration = control.find(conn)
         assert migration is not None
-        control.set_phase(conn, migration.phase, expected + 1)
-        marked = conn.execute(queries.text("capture", "mark_known")).rowcount
-        for at in range(0, len(found), _SCAN_BATCH):
-            marked += conn.execute(
-                queries.text("capture", "mark_unknown"), {"keys": found[at : at + _SCAN_BATCH]}
-            ).rowcount
-        record(conn, plant(target))
+        number, marked = raise_above(conn, migration, migration.phase, survey, plant(target))
         control.journal(conn, "new epoch", {"reason": reason, "marked": marked}, phase_from=migration.phase)
-    return Begun(expected + 1, marked, reason)
+    return Begun(number, marked, reason)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What Redis holds under version keys of this template."""
+
+    owners: list[str]
+    highest: int
+    """The highest epoch among them; -1 where there is none."""
+
+
+def look_into(target: RedisTarget) -> Survey:
+    owners, highest = [], -1
+    for names in target.scan(f"{VERSION}{{*{escape(target.template.after)}*"):
+        mine = {name: target.template.key_of(owner_of(name, VERSION)) for name in names}
+        held = target.numbers([name for name, key in mine.items() if key is not None])
+        owners += [key for key in mine.values() if key is not None and capture.can_be_key(key)]
+        highest = max([highest, *(number // EPOCH for number in held)])
+    return Survey(owners, highest)
+
+
+def raise_above(
+    conn: Connection, migration: control.Migration, phase: Phase, survey: Survey, identity: Identity
+) -> tuple[int, int]:
+    """Sets phase and a new epoch, above the migration's last one and above every version that Redis holds (a Postgres
+    restored from a backup may know less than Redis); returns it with the number of keys marked.
+
+    Every key of the ledger is marked, and every one that Redis holds a version of and the ledger does not know: it is
+    thereby replaced or removed. A value without a version key may be somebody else's, and is left to verify.
+    In the caller's transaction.
+    """
+    number = max(migration.epoch, survey.highest) + 1
+    if number > LAST:
+        raise Refused("8,192 epochs are used up", hint="cachemig dual-write --disable, then clean, and begin anew")
+    control.set_phase(conn, phase, number)
+    marked = conn.execute(queries.text("capture", "mark_known")).rowcount
+    for at in range(0, len(survey.owners), _BATCH):
+        part = survey.owners[at : at + _BATCH]
+        marked += conn.execute(queries.text("capture", "mark_unknown"), {"keys": part}).rowcount
+    conn.execute(queries.text("control", "set_identities"), {"run": identity.run, "marker": identity.marker})
+    return number, marked
 
 
 def plant(target: RedisTarget) -> Identity:
@@ -80,18 +111,3 @@ def plant(target: RedisTarget) -> Identity:
     """
     target.plant_marker(secrets.token_hex(16))
     return target.identity()
-
-
-def record(conn: Connection, identity: Identity) -> None:
-    """Records both servers as those that the epoch is delivered between. In the caller's transaction."""
-    conn.execute(queries.text("control", "set_identities"), {"run": identity.run, "marker": identity.marker})
-
-
-def _version_owners(target: RedisTarget) -> list[str]:
-    keys = []
-    for names in target.scan(f"{VERSION}{{*{escape(target.template.after)}*"):
-        for name in names:
-            key = target.template.key_of(owner_of(name, VERSION))
-            if key is not None and capture.can_be_key(key):
-                keys.append(key)
-    return keys

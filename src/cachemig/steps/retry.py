@@ -39,7 +39,7 @@ def attempts(settings: Settings, stop: Stop) -> Iterator[AttemptManager]:
 
 def reason(state: RetryCallState) -> str | None:
     """Why the attempt failed and will be repeated, in one line; None if it succeeded."""
-    if state.outcome is None or not state.outcome.failed:
+    if state.outcome is None or not isinstance(state.outcome.exception(), TRANSIENT):
         return None
     return str(state.outcome.exception())
 

@@ -8,7 +8,7 @@ from typing import Any
 from cachemig.config import Settings
 from cachemig.ladder import Phase
 from cachemig.source import capture, chunks, control, ledger, queries
-from cachemig.source.connect import connect, source_errors
+from cachemig.source.connect import connect, source_errors, transaction
 from cachemig.source.table import inspect
 from cachemig.steps.sync import Backlog, backlog
 
@@ -47,7 +47,7 @@ class Status:
 
 def status(settings: Settings) -> Status:
     """The migration's state. Raises NotInitialised before `cachemig init`."""
-    with connect(settings) as conn:
+    with connect(settings) as conn, transaction(conn, read_only=True):
         migration = control.require(conn, settings)
         table = inspect(conn, settings)
 

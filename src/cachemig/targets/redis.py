@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import redis
 from redis import exceptions as rx
@@ -129,9 +130,9 @@ class RedisTarget:
         self.settings = settings
         self.template = KeyTemplate(settings.key_template)
         options: dict[str, Any] = {}
-        if "@" not in settings.redis_url.split("?")[0] and environment.get("REDISCLI_AUTH"):
-            options["password"] = environment["REDISCLI_AUTH"]
         try:
+            if environment.get("REDISCLI_AUTH") and urlsplit(settings.redis_url).password is None:
+                options["password"] = environment["REDISCLI_AUTH"]
             self.client = redis.Redis.from_url(
                 settings.redis_url,
                 protocol=2,
@@ -160,14 +161,31 @@ class RedisTarget:
 
         Raises TargetError for what would stop every write; a full server is not such an error, a run waits for it.
         """
-        key = "cachemig:t:{probe}"
+        version, value, temporary = "cachemig:v:{probe}", "cachemig:t:{probe}", "cachemig:t:{probe}:t"
+        deliver, deliver_large = (_SCRIPTS[name].decode() for name in ("deliver", "deliver_large"))
+        soon = str(int(time.time() * 1000) + 60_000)
         with target_errors():
             try:
-                self.client.eval(_SCRIPTS["deliver"].decode(), 2, key + "v", key, "0", "0", "set", "")
-                self.client.delete(key, key + "v")
+                self.client.eval(deliver, 2, version, value, "0", soon, "set", "")
+                for expiry in (soon, "0"):  # PEXPIREAT and PERSIST: a script that lacks one would stop half way
+                    self.client.set(temporary, "", px=60_000)
+                    self.client.eval(deliver_large, 3, version, value, temporary, "0", expiry)
+                self.client.strlen(value)
+                self.client.getrange(value, 0, 0)
+                self.client.pttl(value)
+                self.client.delete(value, version, temporary)
             except rx.ResponseError as exc:
                 if not isinstance(mapped(exc), errors.TargetFull):
                     raise
+
+    def numbers(self, names: Sequence[str]) -> list[int]:
+        """The numbers under these keys (by their full names); what is no number is left out."""
+        with target_errors():
+            pipe = self.client.pipeline(transaction=False)
+            for name in names:
+                pipe.get(name)
+            replies = pipe.execute(raise_on_error=False)
+        return [int(reply) for reply in replies if isinstance(reply, bytes) and reply.isdigit()]
 
     def identity(self) -> Identity:
         """Which Redis this is: its run, and the marker that this migration planted there."""
@@ -359,8 +377,8 @@ def _found(key: str, value: Any, version: Any, pttl: Any) -> Found:
     for reply in (value, version, pttl):
         if isinstance(reply, Exception):
             fault = mapped(reply)
-            if isinstance(fault, errors.TargetUnavailable | errors.TargetAuthFailed):
-                raise fault from reply
+            if isinstance(fault, errors.TargetUnavailable | errors.TargetAuthFailed | errors.TargetForbidden):
+                raise fault from reply  # could not tell
             return Found(key, None, None, None, str(reply))
     number = None
     if version is not None:
