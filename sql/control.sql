@@ -25,6 +25,8 @@ CREATE TABLE cachemig.migration (
     layout       jsonb,       -- what the chunks were laid out over; null: not laid out, or void
     timeline     text,        -- of the Postgres that capture was committed on; another one may have lost commits
     redis_run    text,        -- run id of the Redis that was filled; another run may have lost writes
+    paused_by    text,        -- who paused the workers; null: they work
+    max_rate     bigint,      -- bytes a second for each worker; null: as each was told, 0: no limit
     redis_marker text,        -- what stands under the marker key; gone after a FLUSHALL or on another server
     changed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     changed_by   text NOT NULL
@@ -109,6 +111,15 @@ SELECT phase, epoch, settings, fingerprint, layout, changed_at, changed_by, time
        CASE WHEN NOT pg_catalog.pg_is_in_recovery()
             THEN pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END AS timeline_now
 FROM cachemig.migration;
+
+-- name: orders
+SELECT paused_by, max_rate FROM cachemig.migration;
+
+-- name: set_paused
+UPDATE cachemig.migration SET paused_by = %(by)s;
+
+-- name: set_max_rate
+UPDATE cachemig.migration SET max_rate = %(max_rate)s;
 
 -- name: lock_migration
 -- Held for one short transaction: two workers that notice the same thing begin one epoch, not two.

@@ -131,6 +131,7 @@ class Settings:
     chunk_bytes: int = setting(32 * 2**20, "rows of about this many bytes are one unit of resume", size, metavar="SIZE")
     batch_bytes: int = setting(4 * 2**20, "bytes in one pipeline to Redis", size, metavar="SIZE")
     batch_keys: int = setting(512, "keys in one pipeline to Redis", int, metavar="N")
+    max_rate: int = setting(0, "bytes a second that one worker delivers at most; 0 for no limit", size, metavar="SIZE")
     lock_timeout: float = setting(2.0, "longest wait for a lock on the table, each try", duration, metavar="DURATION")
     retry_for: float = setting(
         900.0, "how long a server may be away or full before a run gives up", duration, metavar="DURATION"

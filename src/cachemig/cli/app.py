@@ -123,7 +123,7 @@ def dual_write(
     run.show(result, render.switched)
 
 
-@command(app, MOVE, "chunk_bytes", "batch_bytes", "batch_keys", "retry_for")
+@command(app, MOVE, "chunk_bytes", "batch_bytes", "batch_keys", "max_rate", "retry_for")
 def backfill(
     run: Run,
     restart: Annotated[
@@ -147,7 +147,7 @@ def backfill(
         run.exit_code = Exit.ERROR
 
 
-@command(app, MOVE, "batch_bytes", "retry_for")
+@command(app, MOVE, "batch_bytes", "max_rate", "retry_for")
 def sync(
     run: Run,
     follow: Annotated[
@@ -234,6 +234,38 @@ def resync(
         return
     with run.target() as target:
         run.show(step.resync(run.settings, target, key or []), render.resynced)
+
+
+@command(app, MOVE)
+def pause(run: Run) -> None:
+    """Have every worker stop at the next batch and wait. Capture goes on, so nothing is lost.
+
+    Taken within a second, whatever machine a worker runs on. Example: cachemig pause
+    """
+    from cachemig.steps import orders
+
+    run.show(orders.give(run.settings, paused=True), render.orders)
+
+
+@command(app, MOVE)
+def resume(run: Run) -> None:
+    """Have paused workers go on. Example: cachemig resume"""
+    from cachemig.steps import orders
+
+    run.show(orders.give(run.settings, paused=False), render.orders)
+
+
+@command(app, MOVE, "max_rate")
+def throttle(run: Run) -> None:
+    """Limit what each running worker delivers, from now on; 0 lifts the limit.
+
+    Example: cachemig throttle --max-rate 10MiB
+    """
+    from cachemig.steps import orders
+
+    if run.settings.origins.get("max_rate") != "--max-rate":
+        raise ConfigError("say how much with --max-rate; 0 for no limit", hint="cachemig throttle --max-rate 10MiB")
+    run.show(orders.give(run.settings, max_rate=run.settings.max_rate), render.orders)
 
 
 @command(app, LOOK)

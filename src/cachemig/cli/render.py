@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cachemig.steps.doctor import Finding
     from cachemig.steps.dual_write import Switched
     from cachemig.steps.init import Initialised
+    from cachemig.steps.orders import Given
     from cachemig.steps.plan import Plan
     from cachemig.steps.resync import Resynced
     from cachemig.steps.status import Status
@@ -117,6 +118,17 @@ def synced(screen: Screen, result: Synced) -> None:
     _tally(screen, result.tally)
 
 
+def orders(screen: Screen, given: Given) -> None:
+    screen.line(f"paused by {given.paused_by}" if given.paused_by else "workers go on")
+    if given.max_rate is not None:
+        screen.line(f"limit: {_rate(given.max_rate)}")
+    screen.next("cachemig resume" if given.paused_by else "cachemig status")
+
+
+def _rate(max_rate: int) -> str:
+    return f"{in_bytes(max_rate)}/s for each worker" if max_rate else "none, whatever a worker was told"
+
+
 def would_resync(screen: Screen, keys: int) -> None:
     screen.line(f"would mark {keys:,} keys to be delivered again")
 
@@ -183,6 +195,10 @@ def status(screen: Screen, result: Status) -> None:
         ("capture", "on" if result.capture else "off"),
         ("backlog", f"{result.backlog.changes:,}{more} changes{oldest}"),
     ]
+    if result.orders.paused_by:
+        rows.append(("PAUSED", f"by {result.orders.paused_by}; cachemig resume goes on"))
+    if result.orders.max_rate is not None:
+        rows.append(("limit", _rate(result.orders.max_rate)))
     c = result.chunks
     if result.laid_out:
         rows.append(("backfill", f"{c.done:,} of {c.chunks:,} chunks, {c.entries:,} entries, {in_bytes(c.bytes)}"))

@@ -27,6 +27,7 @@ from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import epoch
 from cachemig.steps.delivery import Tally, deliver
+from cachemig.steps.orders import Orders, Paused
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.steps.stop import Stop
 from cachemig.targets.redis import RedisTarget
@@ -97,7 +98,8 @@ def backfill(
     began = time.monotonic()
     started = datetime.now(UTC)
     result = Backfilled()
-    with Reconnecting(settings) as session:
+    orders = Orders(settings, stop)
+    with Reconnecting(settings) as session, Reconnecting(settings) as asking:
         while True:
             with connect(settings) as conn:
                 table = inspect(conn, settings)
@@ -108,7 +110,7 @@ def backfill(
                     if restart or migration.layout != chunks.layout_of(table, migration.epoch):
                         chunks.lay_out(conn, table, migration.epoch)
                 result.resumed_at = chunks.totals(conn).done
-            run = _Run(settings, target, stop, table, migration.epoch, session, result)
+            run = _Run(settings, target, stop, table, migration.epoch, session, asking, orders, result)
             yield from run.all_chunks()
             yield from run.left_over(started)
             if run.is_of_this_epoch(session.get()):
@@ -149,6 +151,9 @@ class _Run:
     table: Table
     epoch: int
     session: Reconnecting
+    asking: Reconnecting
+    """A second connection, because the first is in the middle of a COPY when an order comes."""
+    orders: Orders
     result: Backfilled
     owner: str = field(default_factory=control.owner)
     totals: chunks.Totals = field(default_factory=chunks.Totals)
@@ -172,6 +177,7 @@ class _Run:
 
     def _one_chunk(self, conn: Connection) -> Generator[Progress, None, bool]:
         """Does one chunk; True when there is none left to do in this epoch."""
+        yield from self._while_paused()
         self.totals = chunks.totals(conn)
         self.stop.check(RESUME)
         chunk = chunks.claim(conn, self.owner, Phase.DUAL_WRITE, self.epoch)
@@ -186,6 +192,9 @@ class _Run:
         except Interrupted:
             chunks.release(conn, chunk, self.owner)
             raise
+        except Paused:
+            chunks.release(conn, chunk, self.owner)
+            return False
         failpoints.hit("backfill-after-delivery")
         with transaction(conn):
             ledger.write(conn, records)
@@ -218,7 +227,7 @@ class _Run:
                     yield self._progress(Tally(), waiting)
 
     def _one_batch(self, conn: Connection, unhandled: sql.Composed) -> Generator[Progress, None, bool]:
-        self.stop.check(RESUME)
+        yield from self._while_paused()
         yield self._progress(Tally(), note="looking for entries that no chunk delivered")
         with transaction(conn, read_only=True):
             rows = conn.execute(unhandled).fetchall()
@@ -226,8 +235,11 @@ class _Run:
         if not keys:
             return False
         tally = Tally()
-        with transaction(conn, read_only=True):
-            records = yield from self._delivered(scan.read_keys(conn, self.table, keys), tally)
+        try:
+            with transaction(conn, read_only=True):
+                records = yield from self._delivered(scan.read_keys(conn, self.table, keys), tally)
+        except Paused:
+            return True
         with transaction(conn):
             ledger.write(conn, records)
         self.result.tally.merge(tally)
@@ -243,12 +255,28 @@ class _Run:
             for record in records:
                 done.append(record)
                 failpoints.hit("backfill-during-delivery")
+                self.orders.spend(record.nbytes or 0)
                 if time.monotonic() - shown > 0.1:
                     self.stop.check(RESUME)
+                    if self._paused_by():
+                        raise Paused
                     yield self._progress(tally)
                     shown = time.monotonic()
         yield self._progress(tally)
         return done
+
+    def _paused_by(self) -> str | None:
+        with self.asking.guard() as conn:
+            return self.orders.look(conn)
+
+    def _while_paused(self) -> Generator[Progress, None, None]:
+        """Waits without a transaction: a paused worker holds up no vacuum."""
+        while True:
+            self.stop.check(RESUME)
+            if not (by := self._paused_by()):
+                return
+            yield self._progress(Tally(), f"paused by {by}; cachemig resume goes on")
+            self.stop.wait(0.3)
 
     def _progress(self, tally: Tally, waiting: str | None = None, note: str | None = None) -> Progress:
         return Progress(

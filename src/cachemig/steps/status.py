@@ -10,6 +10,7 @@ from cachemig.ladder import Phase
 from cachemig.source import capture, chunks, control, ledger, queries
 from cachemig.source.connect import connect, source_errors, transaction
 from cachemig.source.table import inspect
+from cachemig.steps.orders import Given, read
 from cachemig.steps.sync import Backlog, backlog
 
 
@@ -33,6 +34,7 @@ class Status:
     capture: bool
     """The triggers are on the table and fire always."""
     backlog: Backlog
+    orders: Given
     chunks: chunks.Totals
     laid_out: bool
     faults: list[tuple[str, str, int, str]]
@@ -69,6 +71,7 @@ def status(settings: Settings) -> Status:
             by=migration.changed_by,
             capture=has_capture,
             backlog=backlog(conn),
+            orders=read(conn),
             chunks=totals,
             laid_out=laid_out,
             faults=ledger.faults(conn),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -17,12 +18,15 @@ from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import epoch
 from cachemig.steps.delivery import Tally, deliver
+from cachemig.steps.orders import Orders
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.steps.stop import Stop
 from cachemig.targets.redis import RedisTarget
 
 RESUME = "cachemig sync --follow takes up where this stopped; nothing is lost meanwhile"
 BATCH = 500
+TRIES = 3
+"""How often a key that Redis refuses is tried before it is recorded as failed."""
 _IDLE_S = (0.05, 1.0)
 
 
@@ -73,21 +77,31 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
         control.require(conn, settings, "sync")
         target.check()
     idle_s = _IDLE_S[0]
+    orders = Orders(settings, stop)
+    poison = Poison()
     with Reconnecting(settings) as session:
         while not stop.requested:
-            taken, begun = 0, None
+            taken, begun, paused_by = 0, None, None
             for attempt in attempts(settings, stop):
                 with attempt, session.guard() as conn:
-                    taken = _batch(conn, settings, table, target, result)
+                    if paused_by := orders.look(conn):
+                        break
+                    before = result.tally.bytes
+                    taken = _batch(conn, settings, table, target, result, poison)
+                    orders.spend(result.tally.bytes - before)
                     # After the batch: what went to a Redis that is not the one that was filled is delivered again.
                     begun = epoch.ensure(conn, target)
                 if waiting := reason(attempt.retry_state):
                     yield _progress(result, None, waiting)
+            if paused_by:
+                yield _progress(result, None, f"paused by {paused_by}; cachemig resume goes on")
+                stop.wait(0.3)
+                continue
             if begun is not None:
                 result.epochs += 1
                 yield _progress(result, begun.marked, note=f"epoch {begun.epoch}: {begun.reason}")
                 continue
-            if taken < BATCH and not follow:
+            if taken < BATCH and not follow and not poison.waiting:
                 break
             if taken == 0:
                 yield _progress(result, 0)
@@ -104,7 +118,32 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
     return result
 
 
-def _batch(conn: Connection, settings: Settings, table: Table, target: RedisTarget, result: Synced) -> int:
+class Poison:
+    """Keys that Redis refuses: tried again a few times, then recorded as failed, so that the rest flows."""
+
+    def __init__(self) -> None:
+        self._failures: Counter[str] = Counter()
+
+    @property
+    def waiting(self) -> bool:
+        """Some key is to be tried again."""
+        return bool(self._failures)
+
+    def postponed(self, records: list[ledger.Record]) -> set[str]:
+        """Keys that failed in this batch and are to be tried again: their changes are not folded yet."""
+        again = set()
+        for record in records:
+            self._failures[record.key] += record.state == "failed"
+            if record.state == "failed" and self._failures[record.key] < TRIES:
+                again.add(record.key)
+            else:
+                del self._failures[record.key]
+        return again
+
+
+def _batch(
+    conn: Connection, settings: Settings, table: Table, target: RedisTarget, result: Synced, poison: Poison
+) -> int:
     """Takes, delivers and folds one batch; the number of changes taken."""
     tally = Tally()
     with transaction(conn):
@@ -118,9 +157,12 @@ def _batch(conn: Connection, settings: Settings, table: Table, target: RedisTarg
         with closing(scan.read_keys(conn, table, keys)) as entries, closing(deliver(target, entries, tally)) as records:
             done = list(records)
         failpoints.hit("sync-after-delivery")
-        ledger.write(conn, done)
+        again = poison.postponed(done)
+        ledger.write(conn, [record for record in done if record.key not in again])
         failpoints.hit("sync-after-ledger")
-        conn.execute(queries.text("sync", "fold_changes"), {"ids": [change_id for change_id, _ in changes]})
+        conn.execute(
+            queries.text("sync", "fold_changes"), {"ids": [change_id for change_id, key in changes if key not in again]}
+        )
         failpoints.hit("sync-after-fold")
     failpoints.hit("sync-after-commit")
     result.changes += len(changes)
