@@ -76,8 +76,10 @@ ORDER BY tgname;
 
 -- name: mark_known
 -- A new epoch after a time without capture: what happened meanwhile is unknown, so every key ever handled is read
--- again; one that went away unseen is thereby removed from Redis.
-INSERT INTO cachemig.change (key) SELECT key FROM cachemig.entry;
+-- again; one that went away unseen is thereby removed from Redis. Keys on their way are marked too: the worker that
+-- has them may fold their changes after it delivered to a Redis that was lost.
+INSERT INTO cachemig.change (key)
+SELECT key FROM cachemig.entry UNION SELECT key FROM cachemig.change;
 
 -- name: mark_unknown
 -- Of these keys, those that the ledger does not know.

@@ -20,10 +20,11 @@ AND (t.tableoid, t.ctid) = (
     ORDER BY {n_order} LIMIT 1)
 
 -- name: read_chunk
--- Every entry of a range of rows.
+-- Every entry of a range of rows. The version is null in a snapshot in which capture is off: nothing that was read
+-- there may be delivered, since nobody would notice what becomes of it.
 SELECT t.{key}::text,
        {value},
-       (SELECT m.epoch FROM cachemig.migration AS m)::bigint * 1099511627776
+       (SELECT m.epoch FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
            + coalesce(v.count, 0) + coalesce(c.count, 0),
        {lifetime_from}{more}
 FROM {table} AS t
@@ -39,7 +40,7 @@ WHERE {range} AND t.{key} IS NOT NULL AND {t_nonempty}
 -- Counts all changes that are visible now, locked by other workers or not.
 SELECT k.key,
        {value},
-       (SELECT m.epoch FROM cachemig.migration AS m)::bigint * 1099511627776
+       (SELECT m.epoch FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
            + coalesce(v.count, 0) + coalesce(c.count, 0),
        {lifetime_from}{more}
 FROM pg_catalog.unnest({keys}::text[]) AS k (key)
@@ -75,17 +76,20 @@ SELECT count(*) FROM {table} AS t WHERE t.{key} IS NULL AND {t_nonempty};
 
 -- name: unhandled
 -- The anti-join that decides whether backfill is complete: keys with a value that the ledger does not know in this
--- epoch, or that could not be written and were not tried again in this run. A key with a change on its way is sync's.
-SELECT DISTINCT t.{key}::text AS key
+-- epoch; and those that could not be written or removed, and were not tried again in this run. A key with a change on
+-- its way is sync's.
+(SELECT DISTINCT t.{key}::text AS key
 FROM {table} AS t
 WHERE t.{key} IS NOT NULL AND {t_nonempty}
   AND NOT EXISTS (
       SELECT FROM cachemig.entry AS e
       WHERE e.key_id = cachemig.key_id(t.{key}::text)
-        AND (e.state NOT IN ('failed', 'removed') OR e.state = 'failed' AND e.written_at >= {since})
+        AND e.state <> 'removed'
         AND e.version >= (SELECT m.epoch FROM cachemig.migration AS m)::bigint * 1099511627776)
   AND NOT EXISTS (SELECT FROM cachemig.change AS c WHERE c.key = t.{key}::text)
-LIMIT {limit};
+LIMIT {limit})
+UNION
+(SELECT e.key FROM cachemig.entry AS e WHERE e.state = 'failed' AND e.written_at < {since} LIMIT {limit});
 
 -- name: known_keys
 -- Of keys found in Redis: does a row hold a value, and was the key ever handled or changed?

@@ -158,6 +158,10 @@ class TargetReadOnly(TargetError):
     hint = "point redis_url at the primary"
 
 
+class EpochPassed(TargetError):
+    """A later epoch has begun: what was read before is not to be delivered any more."""
+
+
 class TargetForbidden(TargetError):
     """The Redis user may not run a command that is needed."""
 

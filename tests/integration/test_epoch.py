@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ import pytest
 
 from cachemig.demo.servers import PostgresServer, RedisServer
 from cachemig.entries.entry import EPOCH
-from cachemig.errors import Refused
+from cachemig.errors import EpochPassed, Refused
+from cachemig.source import scan
+from cachemig.source.table import inspect
 from cachemig.steps import backfill as backfill_step
-from cachemig.steps import resync
+from cachemig.steps import delivery, dual_write, resync
 from cachemig.steps.stop import Stop
 from cachemig.targets.redis import Write
 from tests.conftest import OwnPostgres, OwnRedis
-from tests.integration.conftest import TABLE, Migrating
+from tests.integration.conftest import TABLE, Migrating, finish
 
 
 @pytest.fixture
@@ -43,6 +46,13 @@ def moved(migrating: Migrating, server: RedisServer) -> Migrating:
     return migrating
 
 
+def all_refused(migrating: Migrating, writes: list[Write]) -> None:
+    """None of these writes changes anything, each in a delivery of its own."""
+    for write in writes:
+        with contextlib.suppress(EpochPassed):
+            assert not any(receipt.written for receipt in migrating.target.deliver([write]))
+
+
 def epoch(migrating: Migrating) -> int:
     return int(migrating.execute("SELECT epoch FROM cachemig.migration")[0][0])
 
@@ -58,7 +68,8 @@ def recovered(migrating: Migrating, expected_epoch: int) -> None:
     migrating.backfill()
     assert migrating.verify().outcome.passed
     late = [Write("k0", 0, b"old"), Write("k1", 0, b"old"), Write("k1", 3, b"old"), Write("k5", 0, b"old")]
-    assert not any(receipt.written for receipt in migrating.target.deliver(late))
+    late += [Write("never seen", 5, b"old"), Write("k1", 1, b"x" * 10_000)]
+    all_refused(migrating, late)
     assert migrating.in_redis() == migrating.in_postgres()
 
 
@@ -219,4 +230,45 @@ def test_beginning_anew_over_what_an_earlier_migration_left(moved: Migrating) ->
     moved.sync()
     assert moved.backfill().tally.older == 0
     assert moved.in_redis() == moved.in_postgres()
+    assert moved.verify().outcome.passed
+
+
+def test_a_worker_that_sleeps_through_a_new_epoch_delivers_nothing(moved: Migrating) -> None:
+    """Its snapshot is of before; the key is one that nobody knew, so no version key is there to refuse it."""
+    with psycopg.connect(moved.dsn) as late, late.transaction():
+        moved.put("new", {"v": 1})
+        entries = list(scan.read_keys(late, inspect(late, moved.settings), ["new"]))
+    assert entries[0].text is not None
+    finish(dual_write.switch(moved.settings, moved.target, enable=False))
+    moved.execute("DELETE FROM sessions WHERE file_hash = 'new'")  # unnoticed
+    finish(dual_write.switch(moved.settings, moved.target, enable=True))
+    with pytest.raises(EpochPassed):
+        list(delivery.deliver(moved.target, (e for e in entries), delivery.Tally()))
+    moved.sync()
+    moved.backfill()
+    assert moved.in_redis() == moved.in_postgres()
+    assert moved.verify().outcome.passed
+
+
+def test_what_is_read_while_capture_is_off_is_not_delivered(moved: Migrating) -> None:
+    finish(dual_write.switch(moved.settings, moved.target, enable=False))
+    table = inspect(moved.conn, moved.settings)
+    with pytest.raises(Refused, match="capture was switched off"):
+        list(scan.read_chunk(moved.conn, table, None, None))
+    with pytest.raises(Refused, match="capture was switched off"):
+        list(scan.read_keys(moved.conn, table, ["k5"]))
+
+
+def test_a_key_on_its_way_is_marked_again_by_a_new_epoch(moved: Migrating) -> None:
+    """The worker that has it may fold its change after it delivered to a Redis that was lost."""
+    moved.put("on its way", {"v": 1})
+    resync.resync(moved.settings, moved.target, [])
+    assert moved.marks().count("on its way") == 2
+
+
+def test_an_epoch_whose_commit_was_lost_is_not_used_twice(moved: Migrating) -> None:
+    moved.target.plant_marker(4)  # as after a failover that lost the commit of epoch 4
+    assert moved.sync().epochs == 1
+    assert epoch(moved) == 5
+    moved.backfill()
     assert moved.verify().outcome.passed

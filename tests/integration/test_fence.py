@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from redis import Redis
 
 from cachemig.config import load
-from cachemig.entries.entry import EPOCH
+from cachemig.entries.entry import EPOCH, Buffer
 from cachemig.errors import (
     TargetAuthFailed,
     TargetForbidden,
@@ -18,7 +19,7 @@ from cachemig.errors import (
     TargetUnavailable,
 )
 from cachemig.targets.keys import VERSION, companion
-from cachemig.targets.redis import LARGE, RedisTarget, Write
+from cachemig.targets.redis import _SCRIPTS, LARGE, RedisTarget, Write, _calls
 from tests.conftest import OwnRedis
 
 SMALL_OR_LARGE = pytest.mark.parametrize("length", [10, LARGE + 1], ids=["small", "large"])
@@ -103,6 +104,33 @@ def test_expiry_is_absolute_and_an_entry_without_one_loses_an_older_one(target: 
 def test_a_large_value_leaves_no_temporary_key(target: RedisTarget, redis: Redis, prefix: str) -> None:
     put(target, Write("k", 2, text("a", LARGE)), Write("k", 1, text("b", LARGE)))
     assert list(redis.scan_iter(match=f"cachemig:t:*{prefix}*")) == []
+
+
+def test_two_senders_of_one_large_value_do_not_mix(target: RedisTarget) -> None:
+    """The older one SETs its temporary key between the newer one's SET and script: found by the model."""
+    older, newer = Write("k", 1, text("a", LARGE)), Write("k", 2, text("b", LARGE))
+    packed = [target._packed(call) for write in (newer, older) for call in _calls([write])]
+    # The wire order of the two commands of each: newer SET, older SET, newer script, older script.
+    (new_set, new_script), (old_set, old_script) = (_commands(call.packed) for call in packed)
+    connection: Any = target.client.connection_pool.get_connection()
+    for body in _SCRIPTS.values():
+        connection.send_command("SCRIPT", "LOAD", body)
+        connection.read_response()
+    replies = []
+    for command in (new_set, old_set, new_script, old_script):
+        connection.send_packed_command(command)
+        replies.append(connection.read_response())
+    target.client.connection_pool.release(connection)
+    assert replies[2:] == [[1], [0]]
+    (found,) = target.fetch(["k"])
+    assert (found.value, found.version) == (text("b", LARGE), 2)
+
+
+def _commands(packed: Sequence[Buffer]) -> tuple[list[bytes], list[bytes]]:
+    """The SET and the script call that one large write is packed as."""
+    joined = b"".join(bytes(part) for part in packed)
+    at = joined.rindex(b"*", 0, joined.rindex(b"EVALSHA"))
+    return [joined[:at]], [joined[at:]]
 
 
 def test_many_keys_of_all_sizes_in_one_delivery(target: RedisTarget) -> None:

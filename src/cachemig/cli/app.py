@@ -180,7 +180,7 @@ def verify(
         int, typer.Option(min=0, metavar="N", help="N corrupt rows in the table are known and accepted")
     ] = 0,
     foreign_keys: Annotated[
-        str, typer.Option(metavar="bad|ignore", help="keys under the prefix that no row ever had")
+        str, typer.Option(metavar="bad|ignore|remove", help="keys under the prefix that no row ever had")
     ] = "bad",
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="write a JUnit report as well")] = None,
 ) -> None:
@@ -191,8 +191,11 @@ def verify(
     from cachemig.report.junit import write_junit
     from cachemig.steps import verify as step
 
-    if foreign_keys not in ("bad", "ignore"):
-        raise ConfigError("--foreign-keys is bad or ignore", hint="cachemig verify --help")
+    if foreign_keys not in ("bad", "ignore", "remove") or (foreign_keys == "remove" and not repair):
+        raise ConfigError(
+            "--foreign-keys is bad, ignore or, with --repair, remove",
+            hint="cachemig verify --repair --foreign-keys remove",
+        )
     with run.target() as target:
         result = run.drive(
             lambda stop: step.verify(
@@ -203,6 +206,7 @@ def verify(
                 repair=repair,
                 accept_set_aside=accept_set_aside,
                 ignore_orphans=foreign_keys == "ignore",
+                remove_orphans=foreign_keys == "remove",
             )
         )
     if junit:

@@ -180,7 +180,7 @@ def _known(exc: Exception) -> errors.CachemigError:
     import redis
 
     from cachemig.source import connect
-    from cachemig.targets import redis as target
+    from cachemig.targets import faults as target
 
     match exc:
         case errors.CachemigError():

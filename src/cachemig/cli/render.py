@@ -183,7 +183,10 @@ def _after_failure(screen: Screen, result: Verified) -> None:
     elif aside := result.counts[Verdict.SET_ASIDE]:
         screen.next(f"look at the rows above; if they may be left behind: cachemig verify --accept-set-aside {aside}")
     else:
-        screen.next("if these keys belong to something else: cachemig verify --foreign-keys ignore")
+        screen.next(
+            "if these keys are somebody else's: cachemig verify --foreign-keys ignore; if nobody's: "
+            "cachemig verify --repair --foreign-keys remove, then cachemig sync --once"
+        )
 
 
 def status(screen: Screen, result: Status) -> None:

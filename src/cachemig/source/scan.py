@@ -14,6 +14,7 @@ from psycopg import sql
 
 from cachemig.config import Settings
 from cachemig.entries.entry import Buffer, Entry, jitter_ms
+from cachemig.errors import Refused
 from cachemig.source import queries
 from cachemig.source.connect import Connection, source_errors
 from cachemig.source.table import Table
@@ -119,7 +120,8 @@ def _with_ledger(table: Table, of: str) -> dict[str, sql.Composable]:
 def _entry(settings: Settings, row: list[Field]) -> Entry:
     key, text, version, lifetime_from = row[:4]
     assert key is not None
-    assert version is not None
+    if version is None:
+        raise Refused("capture was switched off while values were read: they are not delivered", hint="cachemig status")
     name = str(key, "utf-8")
     expires_at_ms = None
     if settings.ttl and lifetime_from is not None:

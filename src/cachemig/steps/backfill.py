@@ -178,6 +178,8 @@ class _Run:
     def _one_chunk(self, conn: Connection) -> Generator[Progress, None, bool]:
         """Does one chunk; True when there is none left to do in this epoch."""
         yield from self._while_paused()
+        if not self.is_of_this_epoch(conn):
+            return True
         self.totals = chunks.totals(conn)
         self.stop.check(RESUME)
         chunk = chunks.claim(conn, self.owner, Phase.DUAL_WRITE, self.epoch)
@@ -228,6 +230,8 @@ class _Run:
 
     def _one_batch(self, conn: Connection, unhandled: sql.Composed) -> Generator[Progress, None, bool]:
         yield from self._while_paused()
+        if not self.is_of_this_epoch(conn):
+            return False
         yield self._progress(Tally(), note="looking for entries that no chunk delivered")
         with transaction(conn, read_only=True):
             rows = conn.execute(unhandled).fetchall()

@@ -11,7 +11,7 @@ from cachemig.progress import Progress
 from cachemig.source import capture, control, queries
 from cachemig.source.connect import connect, transaction
 from cachemig.source.table import inspect
-from cachemig.targets.keys import TEMPORARY, VERSION, KeyTemplate, escape, owner_of
+from cachemig.targets.keys import TEMPORARY, VERSION, KeyTemplate, escape, owner_of, owner_of_temporary
 from cachemig.targets.redis import RedisTarget
 
 
@@ -72,7 +72,8 @@ def _keys(target: RedisTarget, pattern: str, template: KeyTemplate, remove: bool
 
 
 def _belongs(name: str, template: KeyTemplate) -> bool:
-    for prefix in (VERSION, TEMPORARY):
-        if name.startswith(f"{prefix}{{"):
-            return template.key_of(owner_of(name, prefix)) is not None
+    if name.startswith(f"{VERSION}{{"):
+        return template.key_of(owner_of(name, VERSION)) is not None
+    if name.startswith(f"{TEMPORARY}{{"):
+        return template.key_of(owner_of_temporary(name)) is not None
     return template.key_of(name) is not None

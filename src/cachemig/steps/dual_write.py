@@ -18,10 +18,9 @@ from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import doctor, epoch
 from cachemig.steps.retry import reason
-from cachemig.targets.redis import Identity, RedisTarget
+from cachemig.targets.redis import RedisTarget
 
 _TRIES = 30
-_Surveyed = tuple[epoch.Survey, Identity]
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
             if _is_so(conn, table, migration, enable):
                 return Switched(wanted, False, migration.epoch)
             # Before the table's lock is asked for: nobody is to wait for Redis.
-            redis = (epoch.look_into(target), epoch.plant(target)) if enable else None
+            prepared = epoch.prepare(migration, target) if enable else None
             for attempt in Retrying(
                 retry=retry_if_exception_type(LockNotGranted),
                 wait=wait_random_exponential(multiplier=1.0, min=0.2, max=10.0),
@@ -86,7 +85,7 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
                 reraise=True,
             ):
                 with attempt:
-                    result = _switch(conn, settings, table, migration, redis)
+                    result = _switch(conn, settings, table, migration, prepared)
                 if why := reason(attempt.retry_state):
                     tried = attempt.retry_state.attempt_number
                     yield Progress(tried, _TRIES, "tries", waiting=f"{why}; the application goes first")
@@ -94,22 +93,22 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
 
 
 def _switch(
-    conn: Connection, settings: Settings, table: Table, migration: control.Migration, redis: _Surveyed | None
+    conn: Connection, settings: Settings, table: Table, migration: control.Migration, prepared: epoch.Prepared | None
 ) -> Switched:
-    wanted = Phase.IDLE if redis is None else Phase.DUAL_WRITE
+    wanted = Phase.IDLE if prepared is None else Phase.DUAL_WRITE
     number, marked = migration.epoch, 0
     with transaction(conn, lock_timeout_s=settings.lock_timeout):
-        for statement in _statements(conn, table, redis is not None):
+        for statement in _statements(conn, table, prepared is not None):
             conn.execute(statement)
-        if redis is None:
+        if prepared is None:
             control.set_phase(conn, wanted, number)
         else:
             # What happened without capture is unknown, so each enabling begins a new epoch.
-            number, marked = epoch.raise_above(conn, migration, wanted, *redis)
-        mode = None if redis is None else capture.mode(conn, table)
+            number, marked = epoch.record(conn, wanted, prepared)
+        mode = None if prepared is None else capture.mode(conn, table)
         control.journal(
             conn,
-            "dual-write --disable" if redis is None else "dual-write",
+            "dual-write --disable" if prepared is None else "dual-write",
             {"capture": mode, "epoch": number, "marked": marked},
             phase_from=migration.phase,
         )

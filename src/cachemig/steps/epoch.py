@@ -6,7 +6,6 @@ has arrived; voids the chunks and verifications; and marks every key that was ev
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 
 from cachemig.entries.entry import EPOCH
@@ -50,64 +49,66 @@ def ensure(conn: Connection, target: RedisTarget) -> Begun | None:
 
 def begin(conn: Connection, target: RedisTarget, reason: str, *, expected: int) -> Begun | None:
     """Begins an epoch after `expected`, in one transaction; None if another worker was first."""
-    survey = look_into(target)
     with transaction(conn):
         row = conn.execute(queries.text("control", "lock_migration")).fetchone()
         if row is None or row[0] != expected:
             return None
         migration = control.find(conn)
         assert migration is not None
-        number, marked = raise_above(conn, migration, migration.phase, survey, plant(target))
+        number, marked = record(conn, migration.phase, prepare(migration, target))
         control.journal(conn, "new epoch", {"reason": reason, "marked": marked}, phase_from=migration.phase)
     return Begun(number, marked, reason)
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What Redis holds under version keys of this template."""
+class Prepared:
+    """An epoch that has begun in Redis and is to be recorded in Postgres."""
 
+    number: int
+    identity: Identity
     owners: list[str]
-    highest: int
-    """The highest epoch among them; -1 where there is none."""
+    """Keys that Redis holds a version of."""
 
 
-def look_into(target: RedisTarget) -> Survey:
+def prepare(migration: control.Migration, target: RedisTarget) -> Prepared:
+    """Begins the epoch in Redis: above the migration's last one, above the marker's and above every version held there
+    (a Postgres that was failed over or restored may know less than Redis).
+
+    In this order: once the marker is planted no late write of an earlier epoch is accepted, so what is looked at after
+    that is all there is. Should it not come to be recorded, the next look finds a marker that nobody knows, and a
+    higher epoch begins; the other way round a flushed Redis could be taken for a filled one.
+    """
+    _, highest = _look_into(target)
+    number = max(migration.epoch, target.identity().epoch, highest) + 1
+    if number > LAST:
+        raise Refused("8,192 epochs are used up", hint="cachemig dual-write --disable, then clean, and begin anew")
+    target.plant_marker(number)
+    owners, _ = _look_into(target)
+    return Prepared(number, target.identity(), owners)
+
+
+def record(conn: Connection, phase: Phase, prepared: Prepared) -> tuple[int, int]:
+    """Records phase and epoch, in the caller's transaction; returns the epoch with the number of keys marked.
+
+    Marked is every key that was ever handled or is on its way, and every one that Redis holds a version of: it is
+    thereby replaced or removed. A value without a version key may be somebody else's, and is left to verify.
+    """
+    control.set_phase(conn, phase, prepared.number)
+    marked = conn.execute(queries.text("capture", "mark_known")).rowcount
+    for at in range(0, len(prepared.owners), _BATCH):
+        part = prepared.owners[at : at + _BATCH]
+        marked += conn.execute(queries.text("capture", "mark_unknown"), {"keys": part}).rowcount
+    identity = prepared.identity
+    conn.execute(queries.text("control", "set_identities"), {"run": identity.run, "marker": identity.marker})
+    return prepared.number, marked
+
+
+def _look_into(target: RedisTarget) -> tuple[list[str], int]:
+    """Keys that Redis holds a version of, and the highest epoch among these versions; -1 where there is none."""
     owners, highest = [], -1
     for names in target.scan(f"{VERSION}{{*{escape(target.template.after)}*"):
         mine = {name: target.template.key_of(owner_of(name, VERSION)) for name in names}
         held = target.numbers([name for name, key in mine.items() if key is not None])
         owners += [key for key in mine.values() if key is not None and capture.can_be_key(key)]
         highest = max([highest, *(number // EPOCH for number in held)])
-    return Survey(owners, highest)
-
-
-def raise_above(
-    conn: Connection, migration: control.Migration, phase: Phase, survey: Survey, identity: Identity
-) -> tuple[int, int]:
-    """Sets phase and a new epoch, above the migration's last one and above every version that Redis holds (a Postgres
-    restored from a backup may know less than Redis); returns it with the number of keys marked.
-
-    Every key of the ledger is marked, and every one that Redis holds a version of and the ledger does not know: it is
-    thereby replaced or removed. A value without a version key may be somebody else's, and is left to verify.
-    In the caller's transaction.
-    """
-    number = max(migration.epoch, survey.highest) + 1
-    if number > LAST:
-        raise Refused("8,192 epochs are used up", hint="cachemig dual-write --disable, then clean, and begin anew")
-    control.set_phase(conn, phase, number)
-    marked = conn.execute(queries.text("capture", "mark_known")).rowcount
-    for at in range(0, len(survey.owners), _BATCH):
-        part = survey.owners[at : at + _BATCH]
-        marked += conn.execute(queries.text("capture", "mark_unknown"), {"keys": part}).rowcount
-    conn.execute(queries.text("control", "set_identities"), {"run": identity.run, "marker": identity.marker})
-    return number, marked
-
-
-def plant(target: RedisTarget) -> Identity:
-    """Plants a new marker, by which this Redis is known from an empty or another one.
-
-    Before the commit that records it: should that fail, the next look finds a marker that nobody knows, and another
-    epoch begins; the other way round a flushed Redis could be taken for a filled one.
-    """
-    target.plant_marker(secrets.token_hex(16))
-    return target.identity()
+    return owners, highest

@@ -20,7 +20,8 @@ from cachemig.source import control, queries
 from cachemig.source.connect import Connection, connect, source_errors, transaction
 from cachemig.source.scan import copy_rows
 from cachemig.source.table import Table, inspect, size
-from cachemig.targets.redis import RedisTarget, target_errors
+from cachemig.targets.faults import target_errors
+from cachemig.targets.redis import RedisTarget
 
 EXACT_ROWS = 100_000
 EXACT_BYTES = 2**30

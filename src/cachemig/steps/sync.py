@@ -86,11 +86,15 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
                 with attempt, session.guard() as conn:
                     if paused_by := orders.look(conn):
                         break
+                    if begun := epoch.ensure(conn, target):
+                        break
                     before = result.tally.bytes
                     taken = _batch(conn, settings, table, target, result, poison)
                     orders.spend(result.tally.bytes - before)
-                    # After the batch: what went to a Redis that is not the one that was filled is delivered again.
-                    begun = epoch.ensure(conn, target)
+                    if taken < BATCH and not follow:
+                        # Before it is said to be done: what went to a Redis that is not the one that was filled is
+                        # delivered again.
+                        begun = epoch.ensure(conn, target)
                 if waiting := reason(attempt.retry_state):
                     yield _progress(result, None, waiting)
             if paused_by:

@@ -17,7 +17,7 @@ from typing import Any
 from psycopg import sql
 
 from cachemig.config import Settings
-from cachemig.entries.entry import EPOCH, Entry
+from cachemig.entries.entry import EPOCH
 from cachemig.entries.verdicts import REPAIRABLE, TABLE, Counts, Outcome, Verdict, outcome
 from cachemig.errors import Refused
 from cachemig.progress import Progress
@@ -95,9 +95,11 @@ def verify(
     repair: bool = False,
     accept_set_aside: int = 0,
     ignore_orphans: bool = False,
+    remove_orphans: bool = False,
 ) -> Generator[Progress, None, Verified]:
     """A verdict for every key of the table and every key under the prefix in Redis (`sample`: for so many keys of the
     table, at random). Changes nothing but the journal; with `repair` it marks bad keys changed, and sync heals them.
+    An orphan may be somebody else's: it is marked, and thereby removed, only with `remove_orphans`.
 
     Raises SourceError or TargetError when a side cannot be read: "could not tell" is never reported as a verdict.
     """
@@ -107,7 +109,8 @@ def verify(
         conn = session.get()
         table = inspect(conn, settings)
         migration = _settled(conn, settings, target)
-        run = _Run(settings, target, stop, session, table, result, repair, target.clock_skew_ms())
+        repairable = REPAIRABLE | ({Verdict.ORPHAN} if remove_orphans else set()) if repair else frozenset[Verdict]()
+        run = _Run(settings, target, stop, session, table, result, repairable, target.clock_skew_ms())
         if sample is None:
             laid_out = migration.layout == chunks.layout_of(table, migration.epoch)
             yield from run.table_against_redis(chunks.bounds(conn) if laid_out else [(None, None)])
@@ -145,7 +148,7 @@ class _Run:
     session: Reconnecting
     table: Table
     result: Verified
-    repair: bool
+    repairable: frozenset[Verdict]
     skew_ms: int
     repairs: list[str] = field(default_factory=list)
     suspects: dict[str, bool] = field(default_factory=dict)
@@ -155,8 +158,10 @@ class _Run:
     def table_against_redis(self, ranges: Sequence[tuple[Any, Any]]) -> Generator[Progress, None, None]:
         for done, (lower, upper) in enumerate(ranges):
             before, looked_at, nbytes = self.result.counts.copy(), self.looked_at, self.result.bytes
+            cases = len(self.result.cases)
             for attempt in attempts(self.settings, self.stop):
                 self.result.counts, self.looked_at, self.result.bytes = before.copy(), looked_at, nbytes
+                del self.result.cases[cases:]
                 with (
                     attempt,
                     self.session.guard() as conn,
@@ -308,16 +313,14 @@ class _Run:
             why = known.error or ""
         if TABLE[verdict].counts is not Counts.GOOD and self.result.counts[verdict] <= SHOWN:
             self.result.cases.append(Case(known.entry.key, verdict, why))
-        if self.repair and verdict in REPAIRABLE:
+        if verdict in self.repairable:
             self.repairs.append(known.entry.key)
 
     def _orphan(self, key: str) -> None:
+        """A name that no Postgres text can be the key of, so no row ever was."""
         shown = key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        self._count(
-            Known(Entry(shown, None, 0), None, None, None, None, None, None),
-            Verdict.ORPHAN,
-            "no Postgres text can be this key",
-        )
+        self.result.counts[Verdict.ORPHAN] += 1
+        self.result.cases.append(Case(shown, Verdict.ORPHAN, "no Postgres text can be this key"))
 
     def _progress(
         self, done: int, total: int | None, unit: str, waiting: str | None = None, note: str | None = None

@@ -49,6 +49,16 @@ def owner_of(companion_key: str, prefix: str) -> str:
     return rest or tag
 
 
+def temporary(key: str, token: str) -> str:
+    """The temporary key of one delivery of a value key; the token must be of this delivery alone."""
+    return f"{companion(TEMPORARY, key)}:{token}"
+
+
+def owner_of_temporary(name: str) -> str:
+    """The value key that a temporary key belongs to."""
+    return owner_of(name.rpartition(":")[0], TEMPORARY)
+
+
 class KeyTemplate:
     """The user's template, such as `analysis:{key}`."""
 

@@ -7,10 +7,11 @@ TLS and authentication are redis-py's.
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -23,21 +24,20 @@ from redis.retry import Retry
 from cachemig import errors, failpoints
 from cachemig.config import Settings
 from cachemig.entries.entry import Buffer
-from cachemig.targets.keys import MARKER, TEMPORARY, VERSION, KeyTemplate, companion
+from cachemig.targets.faults import mapped, target_errors
+from cachemig.targets.keys import MARKER, VERSION, KeyTemplate, companion, temporary
+from cachemig.targets.resp import pack, send
 
 LARGE = 8 * 1024
 """Bytes from which a value goes in by SET and RENAME: measured as the cheaper way from about here on."""
 _CALL_KEYS = 32
-_SEND_BYTES = 1 << 20
 _PIECE_BYTES = 4 << 20
-_TEMPORARY_MS = 10 * 60 * 1000
+_TEMPORARY_MS = 2 * 60 * 1000
+_LATER_EPOCH = 2
 
 _HERE = Path(__file__).parent
 _SCRIPTS = {name: (_HERE / f"{name}.lua").read_bytes() for name in ("deliver", "deliver_large")}
 _SHA = {name: hashlib.sha1(body, usedforsecurity=False).hexdigest().encode() for name, body in _SCRIPTS.items()}
-
-# Replies that say something of the server, not of the key: the whole delivery stops and is repeated.
-_UNAVAILABLE = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY", "UNBLOCKED")
 
 
 @dataclass(slots=True)
@@ -77,50 +77,18 @@ class Identity:
     run: str | None
     marker: str | None
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that the marker was planted for; -1 where there is none."""
+        number = (self.marker or "").partition(":")[0]
+        return int(number) if number.isdigit() else -1
+
 
 @dataclass
 class _Call:
     writes: list[Write]
     replies: int = 1
     packed: list[Buffer] = field(default_factory=list)
-
-
-@contextmanager
-def target_errors() -> Iterator[None]:
-    """Every redis-py error leaves this block as a TargetError, with the cause attached."""
-    try:
-        yield
-    except (rx.RedisError, rx.RedisClusterException) as exc:
-        raise mapped(exc) from exc
-
-
-def mapped(exc: Exception) -> errors.TargetError:
-    """The error to show for one of redis-py's. Redis's messages hold command names, never values."""
-    text = str(exc)
-    match exc:
-        case rx.OutOfMemoryError():
-            return errors.TargetFull("Redis is full: used memory is over maxmemory")
-        case rx.ReadOnlyError():
-            return errors.TargetReadOnly()
-        case rx.NoPermissionError():
-            return errors.TargetForbidden(f"Redis: {text}")
-        case rx.AuthenticationError() | rx.AuthorizationError() | rx.AuthenticationWrongNumberOfArgsError():
-            return errors.TargetAuthFailed(f"Redis refused the login: {text}")
-        case rx.ConnectionError() | rx.TimeoutError() if "[SSL" in text or "certificate verify failed" in text:
-            return errors.TargetUnavailable(
-                f"TLS to Redis failed: {text}", hint="check rediss:// and ?ssl_ca_certs=FILE in redis_url"
-            )
-        case rx.ConnectionError() | rx.TimeoutError() | rx.ClusterError() | rx.TryAgainError():
-            return errors.TargetUnavailable(f"Redis cannot be reached: {text}")
-    if "OOM command not allowed" in text:  # from a script, before Redis 7
-        return errors.TargetFull("Redis is full: used memory is over maxmemory")
-    if "READONLY" in text:
-        return errors.TargetReadOnly()
-    if text.startswith("NOAUTH"):
-        return errors.TargetAuthFailed("Redis wants a password")
-    if text.startswith(_UNAVAILABLE):
-        return errors.TargetUnavailable(f"Redis is not ready: {text}")
-    return errors.TargetError(f"Redis: {text}")
 
 
 class RedisTarget:
@@ -161,19 +129,20 @@ class RedisTarget:
 
         Raises TargetError for what would stop every write; a full server is not such an error, a run waits for it.
         """
-        version, value, temporary = "cachemig:v:{probe}", "cachemig:t:{probe}", "cachemig:t:{probe}:t"
+        version, value, other = "cachemig:v:{probe}", "cachemig:t:{probe}", "cachemig:t:{probe}:t"
         deliver, deliver_large = (_SCRIPTS[name].decode() for name in ("deliver", "deliver_large"))
         soon = str(int(time.time() * 1000) + 60_000)
         with target_errors():
             try:
-                self.client.eval(deliver, 2, version, value, "0", soon, "set", "")
+                # No marker is looked at, so that a migration under way does not refuse the probe as of an old epoch.
+                self.client.eval(deliver, 3, other, version, value, "0", soon, "set", "")
                 for expiry in (soon, "0"):  # PEXPIREAT and PERSIST: a script that lacks one would stop half way
-                    self.client.set(temporary, "", px=60_000)
-                    self.client.eval(deliver_large, 3, version, value, temporary, "0", expiry)
+                    self.client.set(other, "", px=60_000)
+                    self.client.eval(deliver_large, 4, version, version, value, other, "0", expiry)
                 self.client.strlen(value)
                 self.client.getrange(value, 0, 0)
                 self.client.pttl(value)
-                self.client.delete(value, version, temporary)
+                self.client.delete(value, version, other)
             except rx.ResponseError as exc:
                 if not isinstance(mapped(exc), errors.TargetFull):
                     raise
@@ -194,10 +163,11 @@ class RedisTarget:
             marker = cast("bytes | None", self.client.get(self.marker_key))
             return Identity(info.get("run_id"), marker.decode() if marker is not None else None)
 
-    def plant_marker(self, marker: str) -> None:
-        """Sets the marker that tells this Redis from an empty or another one. It never expires."""
+    def plant_marker(self, epoch: int) -> None:
+        """Sets the marker that tells this Redis from an empty or another one. It never expires. From here on no write
+        of an earlier epoch is accepted."""
         with target_errors():
-            self.client.set(self.marker_key, marker)
+            self.client.set(self.marker_key, f"{epoch}:{secrets.token_hex(16)}")
 
     @property
     def marker_key(self) -> str:
@@ -228,7 +198,7 @@ class RedisTarget:
                 for batch, nbytes in _batches(writes, self.settings.batch_bytes, self.settings.batch_keys):
                     calls = [self._packed(call) for call in _calls(batch)]
                     failpoints.hit("target-before-send")
-                    _send(connection, calls)
+                    send(connection, chain.from_iterable(call.packed for call in calls))
                     failpoints.hit("target-after-send")
                     yield from self._receive(connection, in_flight)
                     in_flight = calls
@@ -252,20 +222,22 @@ class RedisTarget:
 
     def _packed(self, call: _Call) -> _Call:
         names = [(companion(VERSION, name), name) for name in (self.template.name(w.key) for w in call.writes)]
+        marker = self.marker_key.encode()
         first = call.writes[0]
         if first.value is not None and len(first.value) >= LARGE:
             version_key, name = names[0]
-            temporary = companion(TEMPORARY, name).encode()
+            own_key = temporary(name, secrets.token_hex(6)).encode()
             call.replies = 2
             call.packed = [
-                *_pack(b"SET", temporary, first.value, b"PX", b"%d" % _TEMPORARY_MS),
-                *_pack(
+                *pack(b"SET", own_key, first.value, b"PX", b"%d" % _TEMPORARY_MS),
+                *pack(
                     b"EVALSHA",
                     _SHA["deliver_large"],
-                    b"3",
+                    b"4",
+                    marker,
                     version_key.encode(),
                     name.encode(),
-                    temporary,
+                    own_key,
                     b"%d" % first.version,
                     b"%d" % (first.expires_at_ms or 0),
                 ),
@@ -279,8 +251,8 @@ class RedisTarget:
                 b"remove" if w.value is None else b"set",
                 b"" if w.value is None else w.value,
             )
-        keys = [part.encode() for pair in names for part in pair]
-        call.packed = _pack(b"EVALSHA", _SHA["deliver"], b"%d" % len(keys), *keys, *arguments)
+        keys = [marker, *(part.encode() for pair in names for part in pair)]
+        call.packed = pack(b"EVALSHA", _SHA["deliver"], b"%d" % len(keys), *keys, *arguments)
         return call
 
     def _receive(self, connection: Any, calls: Sequence[_Call]) -> Iterator[Receipt]:
@@ -309,11 +281,13 @@ class RedisTarget:
                 for write, answer in zip(call.writes, cast("list[int]", reply), strict=True):
                     if answer < 0:
                         raise errors.TargetUnavailable("Redis lost a temporary key: it is evicting")
+                    if answer == _LATER_EPOCH:
+                        raise errors.EpochPassed
                     yield Receipt(write, answer == 1)
             call.packed = []
         for write in again:
             single = self._packed(_Call([write]))
-            _send(connection, [single])
+            send(connection, single.packed)
             yield from self._receive(connection, [single])
 
     # Reading back --------------------------------------------------------------------------------------------------
@@ -412,37 +386,3 @@ def _calls(batch: Sequence[Write]) -> Iterator[_Call]:
             small.append(write)
     for at in range(0, len(small), _CALL_KEYS):
         yield _Call(small[at : at + _CALL_KEYS])
-
-
-def _pack(*arguments: Buffer) -> list[Buffer]:
-    """A command in RESP; a large argument stays a buffer of its own, so that it is not copied."""
-    parts: list[Buffer] = []
-    text = [b"*%d\r\n" % len(arguments)]
-    for argument in arguments:
-        text.append(b"$%d\r\n" % len(argument))
-        if len(argument) >= LARGE:
-            parts += (b"".join(text), argument)
-            text = [b"\r\n"]
-        else:
-            text += (bytes(argument), b"\r\n")
-    parts.append(b"".join(text))
-    return parts
-
-
-def _send(connection: Any, calls: Sequence[_Call]) -> None:
-    parts: list[Buffer] = []
-    text: list[Buffer] = []
-    for call in calls:
-        for part in call.packed:
-            if len(part) >= 64 * 1024:
-                # In slices: the socket's timeout counts for the whole of one sendall.
-                if text:
-                    parts.append(b"".join(text))
-                    text = []
-                view = memoryview(part)
-                parts += (view[at : at + _SEND_BYTES] for at in range(0, len(view), _SEND_BYTES))
-            else:
-                text.append(part)
-    if text:
-        parts.append(b"".join(text))
-    connection.send_packed_command(parts)

@@ -10,7 +10,8 @@ from redis._parsers.base import BaseParser  # what makes exceptions of replies; 
 
 from cachemig import errors
 from cachemig.config import Settings
-from cachemig.targets.redis import Found, RedisTarget, _found, mapped, target_errors
+from cachemig.targets.faults import mapped, target_errors
+from cachemig.targets.redis import Found, RedisTarget, _found
 
 # What servers say, as it stands on the wire.
 REPLIES: list[tuple[str, type[errors.TargetError]]] = [

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from cachemig.config import Settings
 from cachemig.entries.entry import Buffer
 from cachemig.targets import redis as module
-from cachemig.targets.keys import TEMPORARY, VERSION, companion
-from cachemig.targets.redis import LARGE, RedisTarget, Write, _batches, _Call, _calls, _pack, _send
+from cachemig.targets.keys import TEMPORARY, VERSION, companion, owner_of_temporary, slot
+from cachemig.targets.redis import LARGE, RedisTarget, Write, _batches, _Call, _calls
+from cachemig.targets.resp import pack, send
 
 SLICE = 64 * 1024
 
@@ -66,7 +67,7 @@ def target() -> Iterator[RedisTarget]:
 
 def sent(target: RedisTarget, writes: list[Write]) -> Wire:
     wire = Wire()
-    _send(wire, [target._packed(call) for call in _calls(writes)])
+    send(wire, [part for call in _calls(writes) for part in target._packed(call).packed])
     return wire
 
 
@@ -80,7 +81,7 @@ arguments = st.lists(
 @given(arguments=arguments, as_view=st.booleans())
 def test_a_command_is_packed_as_redis_reads_it(arguments: list[bytes], as_view: bool) -> None:
     given_: list[Buffer] = [memoryview(a) for a in arguments] if as_view else [*arguments]
-    parts = _pack(*given_)
+    parts = pack(*given_)
     assert commands(b"".join(parts)) == [arguments]
     large = [argument for argument in given_ if len(argument) >= LARGE]
     assert [part for part in map(id, parts) if part in set(map(id, large))] == list(map(id, large)), "copied"
@@ -89,14 +90,14 @@ def test_a_command_is_packed_as_redis_reads_it(arguments: list[bytes], as_view: 
 @given(sequence=st.lists(arguments, max_size=4))
 def test_many_commands_are_sent_in_their_order(sequence: list[list[bytes]]) -> None:
     wire = Wire()
-    _send(wire, [_Call([], packed=_pack(*command)) for command in sequence])
+    send(wire, [part for command in sequence for part in pack(*command)])
     assert commands(wire.data) == sequence
 
 
 def test_large_arguments_are_sent_from_their_own_memory_in_slices() -> None:
     large = os.urandom(5 << 20)
     wire = Wire()
-    _send(wire, [_Call([], packed=_pack(b"SET", b"before", b"x", b"PX", b"1", memoryview(large)))])
+    send(wire, pack(b"SET", b"before", b"x", b"PX", b"1", memoryview(large)))
     own = [part for part in wire.parts if isinstance(part, memoryview)]
     assert all(part.obj is large for part in own)
     assert b"".join(own) == large
@@ -106,7 +107,7 @@ def test_large_arguments_are_sent_from_their_own_memory_in_slices() -> None:
 
 def test_nothing_to_send() -> None:
     wire = Wire()
-    _send(wire, [])
+    send(wire, [])
     assert wire.data == b""
 
 
@@ -170,7 +171,8 @@ def test_small_writes_become_one_call_of_the_script(target: RedisTarget) -> None
     assert command == [
         b"EVALSHA",
         module._SHA["deliver"],
-        b"6",
+        b"7",
+        target.marker_key.encode(),
         *(part.encode() for name in names for part in (companion(VERSION, name), name)),
         *(b"0", b"1700000000000", b"set", b"{}"),
         *(b"%d" % (2**40 + 3), b"0", b"remove", b""),
@@ -182,12 +184,17 @@ def test_a_large_write_goes_in_by_a_temporary_key(target: RedisTarget) -> None:
     value = memoryview(os.urandom(LARGE))
     wire = sent(target, [Write("a", 5, value, 1_700_000_000_000)])
     set_, rename = commands(wire.data)
-    temporary = companion(TEMPORARY, "analysis:a").encode()
-    assert set_ == [b"SET", temporary, bytes(value), b"PX", b"600000"]
+    temporary = set_[1]
+    assert temporary.startswith(companion(TEMPORARY, "analysis:a").encode() + b":")
+    assert owner_of_temporary(temporary.decode()) == "analysis:a"
+    assert slot(temporary) == slot(b"analysis:a")
+    assert set_ == [b"SET", temporary, bytes(value), b"PX", b"120000"]
+    assert commands(sent(target, [Write("a", 5, value)]).data)[0][1] != temporary, "each delivery has its own"
     assert rename == [
         b"EVALSHA",
         module._SHA["deliver_large"],
-        b"3",
+        b"4",
+        target.marker_key.encode(),
         companion(VERSION, "analysis:a").encode(),
         b"analysis:a",
         temporary,
@@ -207,7 +214,7 @@ def test_every_key_is_declared_and_the_value_arrives_whole(key: str, size: int, 
     script = sent_[-1]
     declared = script[3 : 3 + int(script[2])]
     name = f"analysis:{key}"
-    assert declared[:2] == [companion(VERSION, name).encode(), name.encode()]
+    assert declared[1:3] == [companion(VERSION, name).encode(), name.encode()]
     assert b"%d" % version in script[3 + len(declared) :]
     assert value in (script if size < LARGE else sent_[0])
     assert len(sent_) == (1 if size < LARGE else 2)

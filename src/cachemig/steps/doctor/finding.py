@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from cachemig import errors
 from cachemig.source.connect import source_errors
-from cachemig.targets.redis import target_errors
+from cachemig.targets.faults import target_errors
 
 
 class Level(StrEnum):

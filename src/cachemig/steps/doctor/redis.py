@@ -14,7 +14,8 @@ from cachemig.config import Settings
 from cachemig.steps.doctor import clocks, retention
 from cachemig.steps.doctor.finding import Check, Finding, Said, error, look, note, ok, warning
 from cachemig.steps.doctor.subjects import Seen, Target, is_local
-from cachemig.targets.redis import RedisTarget, target_errors
+from cachemig.targets.faults import target_errors
+from cachemig.targets.redis import RedisTarget
 
 _SCANS = 50
 _SCAN_COUNT = 2000

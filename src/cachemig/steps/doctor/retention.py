@@ -8,7 +8,7 @@ from cachemig import errors
 from cachemig.steps import plan
 from cachemig.steps.doctor.finding import Level, Said, error, in_bytes, note, ok, warning
 from cachemig.steps.doctor.subjects import Target
-from cachemig.targets.redis import target_errors
+from cachemig.targets.faults import target_errors
 
 MEMORY_SHARE = 0.8
 """A migration that would take more of the free memory is a warning."""
