@@ -68,6 +68,15 @@ DROP TRIGGER IF EXISTS cachemig_capture_truncate ON {table};
 DROP FUNCTION IF EXISTS cachemig.capture();
 DROP FUNCTION IF EXISTS cachemig.capture_truncate();
 
+-- name: mark_in_work
+-- Before capture goes off: keys of a chunk that was begun and not finished. They may be in Redis and nobody remembers
+-- them, should their worker have died; deleted while capture is off they would stay there. Reads only, but for the
+-- marks, and comes before the lock: what changes after it still leaves a mark of its own.
+INSERT INTO cachemig.change (key)
+SELECT DISTINCT t.{key}::text FROM {table} AS t
+WHERE {range} AND t.{key} IS NOT NULL AND {t_nonempty}
+  AND NOT EXISTS (SELECT FROM cachemig.entry AS e WHERE e.key_id = cachemig.key_id(t.{key}::text));
+
 -- name: capture_installed
 -- The triggers of the tool on this table, how they fire ('A': always), and whether at updates.
 SELECT tgname, tgenabled::text, tgtype & 16 <> 0 FROM pg_catalog.pg_trigger

@@ -68,5 +68,8 @@ SELECT count(*), count(*) FILTER (WHERE state = 'done'), count(*) FILTER (WHERE 
        coalesce(sum((figures ->> 'entries')::bigint), 0)::bigint, coalesce(sum((figures ->> 'bytes')::bigint), 0)::bigint
 FROM cachemig.chunk;
 
+-- name: chunks_in_work
+SELECT lower, upper FROM cachemig.chunk WHERE state <> 'done' AND attempts > 0 ORDER BY id;
+
 -- name: chunk_bounds
 SELECT lower, upper FROM cachemig.chunk ORDER BY id;

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from psycopg import sql
 
 from cachemig.source import queries
+from cachemig.source.chunks import Range
 from cachemig.source.connect import Connection, source_errors
 from cachemig.source.table import Table
 
@@ -32,9 +33,10 @@ def lock(table: Table, *, replace: bool) -> sql.Composed:
     return queries.query("capture", "lock_table", table=table.identifier, mode=sql.SQL(strength))
 
 
-def removal(table: Table) -> list[sql.Composed]:
+def removal(table: Table, in_work: Sequence[Range]) -> list[sql.Composed]:
     """The statements that switch capture off, in order, to be run in one transaction."""
-    return [lock(table, replace=True), queries.query("capture", "capture_drop", table=table.identifier)]
+    marks = [queries.query("capture", "mark_in_work", **table.parts, range=table.range(*range_)) for range_ in in_work]
+    return [*marks, lock(table, replace=True), queries.query("capture", "capture_drop", table=table.identifier)]
 
 
 def statements(table: Table, mode: str, *, replace: bool) -> list[sql.Composed]:

@@ -130,8 +130,18 @@ def totals(conn: Connection) -> Totals:
     return Totals(*(int(v) for v in row))
 
 
-def bounds(conn: Connection) -> list[tuple[list[str] | None, list[str] | None]]:
+Range = tuple[list[str] | None, list[str] | None]
+
+
+def bounds(conn: Connection) -> list[Range]:
     """The ranges of all chunks, together the whole table; one open range where none is laid out."""
     with source_errors():
         rows = conn.execute(queries.text("chunks", "chunk_bounds")).fetchall()
     return [(lower, upper) for lower, upper in rows] or [(None, None)]
+
+
+def in_work(conn: Connection) -> list[Range]:
+    """The ranges of chunks that were begun and not finished."""
+    with source_errors():
+        rows = conn.execute(queries.text("chunks", "chunks_in_work")).fetchall()
+    return [(lower, upper) for lower, upper in rows]

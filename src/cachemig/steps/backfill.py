@@ -238,6 +238,8 @@ class _Run:
         keys = [str(row[0]) for row in rows]
         if not keys:
             return False
+        # Marked first, so that they are remembered should this worker die between Redis's answer and the ledger.
+        capture.mark(conn, keys)
         tally = Tally()
         try:
             with transaction(conn, read_only=True):

@@ -13,7 +13,7 @@ from cachemig.config import Settings
 from cachemig.errors import LockNotGranted
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
-from cachemig.source import capture, control
+from cachemig.source import capture, chunks, control
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import doctor, epoch
@@ -46,7 +46,7 @@ def statements(settings: Settings, *, enable: bool) -> list[str]:
 
 def _statements(conn: Connection, table: Table, enable: bool) -> list[sql.Composed]:
     if not enable:
-        return capture.removal(table)
+        return capture.removal(table, chunks.in_work(conn))
     return capture.statements(table, capture.mode(conn, table), replace=capture.has_traces(conn, table))
 
 
