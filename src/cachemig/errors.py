@@ -161,6 +161,8 @@ class TargetReadOnly(TargetError):
 class EpochPassed(TargetError):
     """A later epoch has begun: what was read before is not to be delivered any more."""
 
+    hint = "a run reads anew by itself; if it goes on: cachemig status, cachemig resync --all"
+
 
 class TargetForbidden(TargetError):
     """The Redis user may not run a command that is needed."""

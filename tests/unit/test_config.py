@@ -406,6 +406,7 @@ OTHER: dict[str, tuple[str, object, bool]] = {
     "chunk_bytes": ("1MiB", 2**20, False),
     "batch_bytes": ("1MiB", 2**20, False),
     "batch_keys": ("7", 7, False),
+    "max_rate": ("10MiB", 10 * 2**20, False),
     "lock_timeout": ("5s", 5.0, False),
     "retry_for": ("1m", 60.0, False),
     "redis_timeout": ("5s", 5.0, False),
