@@ -158,7 +158,7 @@ class TargetReadOnly(TargetError):
     hint = "point redis_url at the primary"
 
 
-class EpochPassed(TargetError):
+class TargetEpochPassed(TargetError):
     """A later epoch has begun: what was read before is not to be delivered any more."""
 
     hint = "a run reads anew by itself; if it goes on: cachemig status, cachemig resync --all"

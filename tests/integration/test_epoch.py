@@ -13,7 +13,7 @@ import pytest
 
 from cachemig.demo.servers import PostgresServer, RedisServer
 from cachemig.entries.entry import EPOCH
-from cachemig.errors import EpochPassed, Refused
+from cachemig.errors import Refused, TargetEpochPassed
 from cachemig.source import scan
 from cachemig.source.table import inspect
 from cachemig.steps import backfill as backfill_step
@@ -49,7 +49,7 @@ def moved(migrating: Migrating, server: RedisServer) -> Migrating:
 def all_refused(migrating: Migrating, writes: list[Write]) -> None:
     """None of these writes changes anything, each in a delivery of its own."""
     for write in writes:
-        with contextlib.suppress(EpochPassed):
+        with contextlib.suppress(TargetEpochPassed):
             assert not any(receipt.written for receipt in migrating.target.deliver([write]))
 
 
@@ -242,7 +242,7 @@ def test_a_worker_that_sleeps_through_a_new_epoch_delivers_nothing(moved: Migrat
     finish(dual_write.switch(moved.settings, moved.target, enable=False))
     moved.execute("DELETE FROM sessions WHERE file_hash = 'new'")  # unnoticed
     finish(dual_write.switch(moved.settings, moved.target, enable=True))
-    with pytest.raises(EpochPassed):
+    with pytest.raises(TargetEpochPassed):
         list(delivery.deliver(moved.target, (e for e in entries), delivery.Tally()))
     moved.sync()
     moved.backfill()

@@ -34,7 +34,7 @@ TREE: dict[type[CachemigError], tuple[int, bool]] = {
     errors.TargetFull: (1, True),
     errors.TargetReadOnly: (1, True),
     errors.TargetForbidden: (1, True),
-    errors.EpochPassed: (1, True),
+    errors.TargetEpochPassed: (1, True),
 }
 
 each = pytest.mark.parametrize("error", TREE, ids=lambda error: error.__name__)

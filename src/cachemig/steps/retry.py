@@ -19,7 +19,7 @@ TRANSIENT = (
     errors.TargetFull,
     errors.TargetReadOnly,  # a failover that the client has not noticed yet
     errors.LockNotGranted,
-    errors.EpochPassed,  # the next attempt reads anew
+    errors.TargetEpochPassed,  # the next attempt reads anew
 )
 
 

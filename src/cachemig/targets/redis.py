@@ -282,7 +282,7 @@ class RedisTarget:
                     if answer < 0:
                         raise errors.TargetUnavailable("Redis lost a temporary key: it is evicting")
                     if answer == _LATER_EPOCH:
-                        raise errors.EpochPassed
+                        raise errors.TargetEpochPassed
                     yield Receipt(write, answer == 1)
             call.packed = []
         for write in again:
