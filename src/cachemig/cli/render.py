@@ -153,7 +153,9 @@ def verified(screen: Screen, result: Verified) -> None:
     bad = [case for case in result.cases if TABLE[case.verdict].counts is not Counts.NEITHER]
     if bad:
         screen.line()
-        screen.table(("first cases", "key", "why"), [(c.verdict.value, c.key, c.why) for c in bad])
+        screen.line("first cases:", style="bold")
+        for case in bad:  # not a table: a key is to be copied in one piece, however narrow the terminal
+            screen.line(f"{case.verdict.value:<12} {case.key}\n{'':12} {case.why}")
     screen.line()
     outcome = result.outcome
     looked_at = sum(result.counts.values())

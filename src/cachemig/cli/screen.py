@@ -58,8 +58,7 @@ class Screen:
         """A table of the result; `numbers`: columns aligned right."""
         table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(heads))
         for index, head in enumerate(heads):
-            narrow = head == "key" and self._results.width >= 100  # a key is to be copied in one piece
-            table.add_column(head, justify="right" if index in numbers else "left", overflow="fold", no_wrap=narrow)
+            table.add_column(head, justify="right" if index in numbers else "left", overflow="fold")
         for index, row in enumerate(rows):
             table.add_row(*(plain(_text(cell)) for cell in row), style=styles[index] if index < len(styles) else None)
         if self._results.is_terminal:

@@ -82,5 +82,5 @@ def persistence(t: Target) -> Said:
         )
     return note(
         "neither append-only file nor snapshots: a restart loses every entry, and the versions with them",
-        "while the column is there nothing is lost (cachemig verify --repair); before Redis is alone: appendonly yes",
+        "while the column is there nothing is lost: sync delivers it again; before Redis is alone: appendonly yes",
     )
