@@ -14,10 +14,11 @@ import pytest
 from cachemig.demo.servers import PostgresServer, RedisServer
 from cachemig.entries.entry import EPOCH
 from cachemig.errors import Refused, TargetEpochPassed
-from cachemig.source import scan
+from cachemig.source import control, scan
 from cachemig.source.table import inspect
 from cachemig.steps import backfill as backfill_step
 from cachemig.steps import delivery, dual_write, resync
+from cachemig.steps import epoch as epoch_step
 from cachemig.steps.stop import Stop
 from cachemig.targets.redis import Write
 from tests.conftest import OwnPostgres, OwnRedis
@@ -146,14 +147,12 @@ def test_resync_of_some_keys_and_of_all(moved: Migrating) -> None:
 
 
 def test_two_workers_that_notice_the_same_thing_begin_one_epoch(moved: Migrating) -> None:
-    from cachemig.steps import epoch as step
-
     moved.redis.flushall()
-    first = step.begin(moved.conn, moved.target, "first", expected=0)
+    first = epoch_step.begin(moved.conn, moved.target, "first", expected=0)
     assert first is not None
     assert first.epoch == 1
-    assert step.begin(moved.conn, moved.target, "second", expected=0) is None
-    assert step.ensure(moved.conn, moved.target) is None
+    assert epoch_step.begin(moved.conn, moved.target, "second", expected=0) is None
+    assert epoch_step.ensure(moved.conn, moved.target) is None
 
 
 @pytest.fixture
@@ -292,3 +291,21 @@ def test_a_key_of_a_chunk_in_work_is_remembered_when_capture_goes_off(migrating:
     assert migrating.in_redis() == migrating.in_postgres() == {"b": b'{"v": 1}'}
     migrating.sync()
     assert migrating.verify().outcome.passed
+
+
+def test_switching_off_does_not_take_back_an_epoch_that_began_meanwhile(moved: Migrating) -> None:
+    """`dual-write --disable` had read epoch 0; a worker began epoch 1 before it came to write. Found by chaos."""
+    stale = control.find(moved.conn)
+    assert stale is not None
+    assert epoch_step.begin(moved.conn, moved.target, "meanwhile", expected=0) is not None
+    dual_write._switch(moved.conn, moved.settings, inspect(moved.conn, moved.settings), stale, None)
+    assert epoch(moved) == 1
+    # And none begins while capture is off.
+    assert epoch_step.begin(moved.conn, moved.target, "too late", expected=1) is None
+    moved.redis.flushall()
+    assert epoch_step.ensure(moved.conn, moved.target) is None
+    finish(dual_write.switch(moved.settings, moved.target, enable=True))
+    assert epoch(moved) == 2
+    moved.sync()
+    moved.backfill()
+    assert moved.verify().outcome.passed

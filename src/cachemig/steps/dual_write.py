@@ -13,7 +13,7 @@ from cachemig.config import Settings
 from cachemig.errors import LockNotGranted
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
-from cachemig.source import capture, chunks, control
+from cachemig.source import capture, chunks, control, queries
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import doctor, epoch
@@ -96,8 +96,11 @@ def _switch(
     conn: Connection, settings: Settings, table: Table, migration: control.Migration, prepared: epoch.Prepared | None
 ) -> Switched:
     wanted = Phase.IDLE if prepared is None else Phase.DUAL_WRITE
-    number, marked = migration.epoch, 0
+    marked = 0
     with transaction(conn, lock_timeout_s=settings.lock_timeout):
+        # First of all locks, and before the table's: a worker that begins an epoch meanwhile holds this one while it
+        # looks into Redis. What it wrote must not be overwritten by what was read before.
+        number = conn.execute(queries.text("control", "lock_migration")).fetchone()[0]  # type: ignore[index]  # require() saw it
         for statement in _statements(conn, table, prepared is not None):
             conn.execute(statement)
         if prepared is None:

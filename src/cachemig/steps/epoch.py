@@ -41,7 +41,7 @@ def changed(migration: control.Migration, identity: Identity) -> str | None:
 def ensure(conn: Connection, target: RedisTarget) -> Begun | None:
     """Begins a new epoch if either server has changed; None, and two cheap questions, if not."""
     migration = control.find(conn)
-    if migration is None:
+    if migration is None or migration.phase is Phase.IDLE:  # without capture no epoch can begin
         return None
     reason = changed(migration, target.identity())
     return begin(conn, target, reason, expected=migration.epoch) if reason else None
@@ -55,6 +55,8 @@ def begin(conn: Connection, target: RedisTarget, reason: str, *, expected: int) 
             return None
         migration = control.find(conn)
         assert migration is not None
+        if migration.phase is Phase.IDLE:
+            return None
         number, marked = record(conn, migration.phase, prepare(migration, target))
         control.journal(conn, "new epoch", {"reason": reason, "marked": marked}, phase_from=migration.phase)
     return Begun(number, marked, reason)

@@ -78,7 +78,7 @@ def persistence(t: Target) -> Said:
     if save:
         return note(
             f"snapshots only (save {save}): a restart loses what came after the last one",
-            "after a restart of Redis: cachemig verify --repair",
+            "after a restart of Redis: cachemig sync --once, unless it runs all the time",
         )
     return note(
         "neither append-only file nor snapshots: a restart loses every entry, and the versions with them",
