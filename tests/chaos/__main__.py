@@ -1,0 +1,124 @@
+"""scripts/chaos: seeds one after another, for some minutes; a table, and one line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from tests.chaos.plan import KINDS, Plan, plan
+from tests.chaos.round import Result, Round
+from tests.chaos.stand import Directories
+
+SECONDS = 10.0
+_COLUMNS = {
+    "seed": 10,
+    "s": 4,
+    "committed": 10,
+    "keys": 5,
+    "epochs": 7,
+    "deaths": 7,
+    "looks": 6,
+    "healed": 7,
+    "WRONG": 6,
+}
+_HEAD = "".join(name.rjust(width) for name, width in _COLUMNS.items()) + "  faults"
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/chaos",
+        description="Nothing lost and nothing stale, under faults, on real servers. Exit 1 on any violation.",
+        epilog="faults: " + "; ".join(f"{name}: {kind.text}" for name, kind in KINDS.items()),
+    )
+    parser.add_argument("--minutes", type=float, help="go on with new seeds for so long; without --seed 5")
+    parser.add_argument("--seed", type=int, help="begin with this seed; without --minutes do this one alone")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="length of one storm [%(default)s]")
+    parser.add_argument(
+        "--without", action="append", default=[], choices=[*KINDS, "failpoints"], help="leave a kind of fault out"
+    )
+    parser.add_argument("--stop", action="store_true", help="stop at the first violation")
+    return parser.parse_args(given)
+
+
+def replay(of: Plan, without: Sequence[str]) -> str:
+    left_out = "".join(f" --without {name}" for name in without)
+    return f"scripts/chaos --seed {of.seed} --seconds {of.seconds:g}{left_out}"
+
+
+def row(result: Result) -> str:
+    faults = ", ".join(f"{n} {name}" for name, n in sorted((result.faults + result.points).items()))
+    figures = (
+        result.plan.seed,
+        round(result.seconds),
+        result.committed,
+        result.keys,
+        result.epochs,
+        sum(result.deaths.values()),
+        result.looks,
+        result.lost_by_redis,
+        len(result.violations),
+    )
+    return "".join(str(n).rjust(w) for n, w in zip(figures, _COLUMNS.values(), strict=True)) + f"  {faults}"
+
+
+def failure(result: Result, without: Sequence[str]) -> str:
+    """What to read when a seed fails."""
+    shown = [f"  {'' if v.key is None else f'{v.key!r} '}{v.what}" for v in result.violations[:30]]
+    head, end = f"seed {result.plan.seed}: {len(result.violations)} violations", replay(result.plan, without)
+    return "\n".join([head, *shown, result.story, f"replay: {end}"])
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    options = arguments(given)
+    minutes = options.minutes if options.minutes is not None else (0.0 if options.seed is not None else 5.0)
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1, 10**8)
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # of sessions that were cut, which is meant
+    directories = Directories()
+    results: list[Result] = []
+    began = time.monotonic()
+    print(_HEAD, flush=True)
+    try:
+        while True:
+            result = Round(plan(seed, options.seconds, options.without), directories).run()
+            results.append(result)
+            print(row(result), flush=True)
+            if result.violations:
+                print(failure(result, options.without), flush=True)
+            if time.monotonic() - began > minutes * 60 or (options.stop and result.violations):
+                break
+            seed += 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    finally:
+        directories.close()
+    print(json.dumps(totals(results, time.monotonic() - began)))
+    return 1 if any(result.violations for result in results) else 0
+
+
+def totals(results: Sequence[Result], seconds: float) -> dict[str, object]:
+    faults: Counter[str] = sum((r.faults for r in results), Counter())
+    points: Counter[str] = sum((r.points for r in results), Counter())
+    deaths: Counter[str] = sum((r.deaths for r in results), Counter())
+    return {
+        "seconds": round(seconds),
+        "seeds": len(results),
+        "failed_seeds": [r.plan.seed for r in results if r.violations],
+        "violations": sum(len(r.violations) for r in results),
+        "committed": sum(r.committed for r in results),
+        "keys_compared": sum(r.keys for r in results),
+        "lost_by_redis_and_named_by_verify": sum(r.lost_by_redis for r in results),
+        "looks": sum(r.looks for r in results),
+        "faults": dict(sorted(faults.items())),
+        "failpoints": dict(sorted(points.items())),
+        "deaths": dict(sorted(deaths.items())),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
