@@ -28,7 +28,8 @@ $capture$;
 REVOKE ALL ON FUNCTION cachemig.capture() FROM PUBLIC;
 
 -- name: capture_truncate_function
--- BEFORE TRUNCATE every key that may live in Redis is either in the table or left a mark when it went.
+-- BEFORE TRUNCATE every key that may live in Redis is either in the table or left a mark when it went. Under READ
+-- COMMITTED, that is: an older snapshot does not see rows that came after it (docs/reliability.md, a known limit).
 CREATE OR REPLACE FUNCTION cachemig.capture_truncate() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $capture$
