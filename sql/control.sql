@@ -112,6 +112,10 @@ SELECT phase, epoch, settings, fingerprint, layout, changed_at, changed_by, time
             THEN pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END AS timeline_now
 FROM cachemig.migration;
 
+-- name: now
+-- Times in the control schema are those of this clock; the machine of a worker may have another one.
+SELECT pg_catalog.clock_timestamp();
+
 -- name: orders
 SELECT paused_by, max_rate FROM cachemig.migration;
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 
 import psycopg
@@ -296,6 +297,25 @@ def test_a_key_that_redis_refuses_is_recorded_and_the_rest_goes_on(migrating: Mi
     migrating.redis.delete(poisoned)
     assert migrating.backfill().tally.delivered == 1
     assert migrating.verify().outcome.passed
+
+
+def test_a_refused_key_is_tried_once_a_run_whatever_this_machines_clock_says(
+    migrating: Migrating, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock of a worker that is ahead, what was just tried would look like an earlier run's, for ever."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Ahead:
+            return cls.fromtimestamp(time.time() + 3600, tz)
+
+    monkeypatch.setattr(step, "datetime", Ahead)
+    migrating.put("k", {"v": 1})
+    migrating.begin()
+    migrating.redis.rpush(f"cachemig:v:{{{migrating.prefix}k}}", "x")
+    running = step.backfill(migrating.settings, migrating.target, Stop())
+    assert sum(1 for _ in itertools.islice(running, 200)) < 200, "it goes round and round"
+    assert migrating.execute("SELECT state FROM cachemig.entry") == [("failed",)]
 
 
 def test_a_later_epoch_lays_the_chunks_out_anew(migrating: Migrating) -> None:

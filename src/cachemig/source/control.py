@@ -77,6 +77,14 @@ def require(conn: Connection, settings: Settings, command: str | None = None) ->
     return migration
 
 
+def now(conn: Connection) -> datetime:
+    """The time by Postgres's clock, which the times in the control schema are of."""
+    with source_errors():
+        row = conn.execute(queries.text("control", "now")).fetchone()
+    assert row is not None
+    return row[0]  # type: ignore[no-any-return]
+
+
 def who() -> str:
     """The operator, for the journal: user@host."""
     try:

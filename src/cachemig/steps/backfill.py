@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from psycopg import sql
@@ -96,10 +96,10 @@ def backfill(
     longer than `retry_for`; running it again goes on where it stopped.
     """
     began = time.monotonic()
-    started = datetime.now(UTC)
     result = Backfilled()
     orders = Orders(settings, stop)
     with Reconnecting(settings) as session, Reconnecting(settings) as asking:
+        started = control.now(session.get())
         while True:
             with connect(settings) as conn:
                 table = inspect(conn, settings)
