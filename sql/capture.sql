@@ -28,14 +28,18 @@ $capture$;
 REVOKE ALL ON FUNCTION cachemig.capture() FROM PUBLIC;
 
 -- name: capture_truncate_function
--- BEFORE TRUNCATE every key that may live in Redis is either in the table or left a mark when it went. Under READ
--- COMMITTED, that is: an older snapshot does not see rows that came after it (docs/reliability.md, a known limit).
+-- BEFORE TRUNCATE every key that may live in Redis is either in the table or left a mark when it went. An older snapshot
+-- than READ COMMITTED's does not see the rows that came after it, and TRUNCATE removes them all the same: there a worker
+-- marks every key that was ever handled (expand_truncations).
 CREATE OR REPLACE FUNCTION cachemig.capture_truncate() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $capture$
 BEGIN
     INSERT INTO cachemig.change (key)
     SELECT DISTINCT t.{key}::text FROM {table} AS t WHERE t.{key} IS NOT NULL;
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+        INSERT INTO cachemig.truncation DEFAULT VALUES;
+    END IF;
     RETURN NULL;
 END
 $capture$;
@@ -83,6 +87,15 @@ WHERE {range} AND t.{key} IS NOT NULL AND {t_nonempty}
 SELECT tgname, tgenabled::text, tgtype & 16 <> 0 FROM pg_catalog.pg_trigger
 WHERE tgrelid = %(table_oid)s AND tgname LIKE 'cachemig\_capture%%' AND NOT tgisinternal
 ORDER BY tgname;
+
+-- name: expand_truncations
+-- A TRUNCATE under an old snapshot left keys unmarked: rows that came after the snapshot. Each of them left a mark when
+-- it came, which is still there or was folded when the ledger had it. This statement's snapshot is younger than the
+-- TRUNCATE, so it sees them all; of two workers one deletes the row and marks, the other finds nothing.
+WITH gone AS (DELETE FROM cachemig.truncation RETURNING id)
+INSERT INTO cachemig.change (key)
+SELECT k.key FROM (SELECT key FROM cachemig.entry UNION SELECT key FROM cachemig.change) AS k
+WHERE EXISTS (SELECT FROM gone);
 
 -- name: mark_known
 -- A new epoch after a time without capture: what happened meanwhile is unknown, so every key ever handled is read

@@ -55,6 +55,12 @@ CREATE TABLE cachemig.change (
 CREATE INDEX change_key ON cachemig.change (cachemig.key_id(key));
 COMMENT ON TABLE cachemig.change IS 'cachemig: one row per committed write that is not delivered yet';
 
+CREATE TABLE cachemig.truncation (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE cachemig.truncation IS 'cachemig: TRUNCATEs whose transaction could not see every row; stands for a change of every key';
+
 CREATE TABLE cachemig.version (
     key_id bytea PRIMARY KEY,
     key    text NOT NULL,

@@ -35,6 +35,18 @@ LEFT JOIN (SELECT key, count(*) AS count, min(at) AS since FROM cachemig.change 
 WHERE {range} AND t.{key} IS NOT NULL AND {t_nonempty}
 {winner}
 
+-- name: read_gone
+-- Keys that were handled and that no row holds a value for now: nothing is to be in Redis but their tombstones.
+SELECT e.key,
+       NULL::text,
+       (SELECT m.epoch FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
+           + coalesce(v.count, 0) + coalesce(c.count, 0),
+       NULL::bigint{more}
+FROM cachemig.entry AS e
+LEFT JOIN cachemig.version AS v ON v.key_id = e.key_id
+LEFT JOIN (SELECT key, count(*) AS count, min(at) AS since FROM cachemig.change GROUP BY key) AS c ON c.key = e.key
+WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE t.{key}::text = e.key AND {t_nonempty})
+
 -- name: read_keys
 -- The state of given keys: a row for every key, with a null value where no row of the table holds one.
 -- Counts all changes that are visible now, locked by other workers or not.
@@ -57,12 +69,14 @@ LEFT JOIN LATERAL (
 {ledger_join}
 
 -- name: ledger_more
-, extract(epoch FROM pg_catalog.clock_timestamp() - c.since)::float8
+-- A TRUNCATE that is not expanded yet stands for a change of every key.
+, extract(epoch FROM pg_catalog.clock_timestamp() - least(c.since, (SELECT min(at) FROM cachemig.truncation)))::float8
 , e.state
 , e.version
 , (extract(epoch FROM e.expires_at) * 1000)::bigint
 , e.sha256
 , e.error
+, e.bytes
 
 -- name: ledger_join_chunk
 LEFT JOIN cachemig.entry AS e ON e.key_id = cachemig.key_id(t.{key}::text)

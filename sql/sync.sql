@@ -15,6 +15,7 @@ ON CONFLICT (key_id) DO UPDATE SET count = v.count + excluded.count;
 
 -- name: backlog
 -- An estimate beyond 100,000, so that asking stays cheap.
-SELECT (SELECT count(*) FROM (SELECT FROM cachemig.change LIMIT 100000) AS c),
-       (SELECT extract(epoch FROM pg_catalog.clock_timestamp() - at)::float8
-        FROM cachemig.change ORDER BY id LIMIT 1);
+SELECT (SELECT count(*) FROM (SELECT FROM cachemig.change LIMIT 100000) AS c)
+           + (SELECT count(*) FROM cachemig.truncation),
+       extract(epoch FROM pg_catalog.clock_timestamp() - least(
+           (SELECT at FROM cachemig.change ORDER BY id LIMIT 1), (SELECT min(at) FROM cachemig.truncation)))::float8;

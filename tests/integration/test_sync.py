@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from cachemig.entries.verdicts import Verdict
 from cachemig.errors import Refused, TargetError
 from cachemig.source import ledger, queries, scan
 from cachemig.source.table import inspect
@@ -52,6 +53,33 @@ def test_after_sync_redis_equals_postgres(moved: Migrating, statement: str) -> N
     moved.sync()
     assert moved.in_redis() == moved.in_postgres()
     assert moved.marks() == []
+    assert moved.verify().outcome.passed
+
+
+@pytest.mark.parametrize("isolation", list(psycopg.IsolationLevel))
+def test_a_truncate_under_an_old_snapshot_removes_what_it_could_not_see(
+    moved: Migrating, isolation: psycopg.IsolationLevel
+) -> None:
+    with psycopg.connect(moved.dsn) as old:
+        old.isolation_level = isolation
+        old.execute("SELECT 1 FROM pg_catalog.pg_class LIMIT 1")  # takes the snapshot
+        moved.put("late", {"v": 1})
+        moved.sync()
+        assert "late" in moved.in_redis()
+        before = moved.target.fetch(["late"])[0].version
+        old.execute("TRUNCATE sessions")
+    assert step.backlog(moved.conn).changes > 0
+    waiting = moved.verify()
+    assert waiting.counts[Verdict.PENDING] == 4
+    assert waiting.outcome.passed
+    moved.execute("UPDATE cachemig.change SET at = now() - interval '31 s'")
+    moved.execute("UPDATE cachemig.truncation SET at = now() - interval '31 s'")
+    assert moved.verify().counts[Verdict.RESURRECTED] == 4
+    moved.sync()
+    assert moved.in_redis() == {}
+    after = moved.target.fetch(["late"])[0].version
+    assert (before, after) == (1, 2)  # a late delivery of what stood there before is refused
+    assert step.backlog(moved.conn).changes == 0
     assert moved.verify().outcome.passed
 
 

@@ -54,6 +54,13 @@ SABOTAGE: dict[str, tuple[Sabotage, str, Verdict]] = {
     "an expiry is taken away": (lambda m: m.redis.persist(value(m, "k5")), "k5", Verdict.CORRUPT),
     "an expiry is moved": (lambda m: m.redis.expire(value(m, "k5"), 1000), "k5", Verdict.CORRUPT),
     "a version key is deleted": (lambda m: m.redis.delete(version(m, "k0")), "k0", Verdict.CORRUPT),
+    "a cleared row's version key is deleted": (lambda m: m.redis.delete(version(m, "k1")), "k1", Verdict.CORRUPT),
+    "a deleted row's version key is deleted": (
+        lambda m: (
+            m.execute("DELETE FROM sessions WHERE file_hash = 'k2'"), m.sync(), m.redis.delete(version(m, "k2")),
+        ),
+        "k2", Verdict.CORRUPT,
+    ),
     "a version key is set ahead": (lambda m: m.redis.set(version(m, "k0"), 99), "k0", Verdict.CORRUPT),
     "a version key appears": (lambda m: m.redis.set(version(m, "k5"), 1), "k5", Verdict.CORRUPT),
     "a version key holds no number": (lambda m: m.redis.set(version(m, "k0"), "x"), "k0", Verdict.CORRUPT),
@@ -79,6 +86,24 @@ SABOTAGE: dict[str, tuple[Sabotage, str, Verdict]] = {
     "a ledger expiry is changed": (
         lambda m: m.execute("UPDATE cachemig.entry SET expires_at = expires_at + interval '1 h' WHERE key = 'k5'"),
         "k5", Verdict.CORRUPT,
+    ),
+    "a ledger size is changed": (
+        lambda m: m.execute("UPDATE cachemig.entry SET bytes = bytes + 1 WHERE key = 'k5'"), "k5", Verdict.CORRUPT,
+    ),
+    "a ledger version is raised": (
+        lambda m: m.execute("UPDATE cachemig.entry SET version = version + 1 WHERE key = 'k0'"), "k0", Verdict.CORRUPT,
+    ),
+    "a ledger version is lowered": (
+        lambda m: m.execute("UPDATE cachemig.entry SET version = version - 1 WHERE key = 'k0'"), "k0", Verdict.CORRUPT,
+    ),
+    "a ledger state is changed": (
+        lambda m: m.execute("UPDATE cachemig.entry SET state = 'removed' WHERE key = 'k5'"), "k5", Verdict.CORRUPT,
+    ),
+    "a cleared row's ledger state is changed": (
+        lambda m: m.execute("UPDATE cachemig.entry SET state = 'delivered' WHERE key = 'k1'"), "k1", Verdict.CORRUPT,
+    ),
+    "a ledger row is deleted": (
+        lambda m: m.execute("DELETE FROM cachemig.entry WHERE key = 'k5'"), "k5", Verdict.CORRUPT,
     ),
     "a failure in the ledger": (
         lambda m: m.execute("UPDATE cachemig.entry SET state = 'failed', error = 'redis: no' WHERE key = 'k5'"),

@@ -98,6 +98,12 @@ def can_be_key(key: str) -> bool:
     return "\x00" not in key
 
 
+def expand_truncations(conn: Connection) -> int:
+    """Marks every known key where a TRUNCATE's own marks may not be all; the number of marks."""
+    with source_errors():
+        return conn.execute(queries.text("capture", "expand_truncations")).rowcount
+
+
 def mark(conn: Connection, keys: Sequence[str]) -> None:
     """Marks keys as changed, so that sync reads and delivers each of them anew."""
     with source_errors():

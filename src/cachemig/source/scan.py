@@ -41,6 +41,8 @@ class Known:
     expires_at_ms: int | None
     sha256: bytes | None
     error: str | None
+    bytes: int | None
+    """Of the text."""
 
 
 def copy_rows(conn: Connection, query: sql.Composed) -> Generator[list[Field], None, None]:
@@ -97,6 +99,12 @@ def read_chunk_known(
     yield from map(partial(_known, table.settings), copy_rows(conn, query))
 
 
+def read_gone_known(conn: Connection, table: Table) -> Generator[Known, None, None]:
+    """As read_chunk_known, of the keys that the ledger knows and no row holds a value for: text None."""
+    query = queries.query("scan", "read_gone", **_with_ledger(table, "keys"))
+    yield from map(partial(_known, table.settings), copy_rows(conn, query))
+
+
 def read_keys_known(conn: Connection, table: Table, keys: Sequence[str]) -> Generator[Known, None, None]:
     """As read_keys, together with the ledger's row of each key."""
     query = queries.query("scan", "read_keys", **_with_ledger(table, "keys"), keys=sql.Literal(list(keys)))
@@ -131,7 +139,7 @@ def _entry(settings: Settings, row: list[Field]) -> Entry:
 
 
 def _known(settings: Settings, row: list[Field]) -> Known:
-    pending_s, state, version, expires_at_ms, sha256, error = row[4:]
+    pending_s, state, version, expires_at_ms, sha256, error, nbytes = row[4:]
     return Known(
         _entry(settings, row),
         None if pending_s is None else float(_DOUBLE.unpack(pending_s)[0]),
@@ -140,6 +148,7 @@ def _known(settings: Settings, row: list[Field]) -> Known:
         None if expires_at_ms is None else _integer(expires_at_ms),
         None if sha256 is None else bytes(sha256),
         None if error is None else str(error, "utf-8"),
+        None if nbytes is None else _integer(nbytes),
     )
 
 

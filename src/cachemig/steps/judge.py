@@ -27,11 +27,14 @@ def judge(known: Known, found: Found, settings: Settings, now_ms: int) -> tuple[
     if held < entry.version:
         return _behind(known, found, settings)
     if entry.text is None:
-        return (Verdict.SKIPPED, "") if found.value is None else (Verdict.RESURRECTED, "its row was cleared or deleted")
+        if found.value is None:
+            why = _ledger_fault(known, found)
+            return (Verdict.CORRUPT, why) if why else (Verdict.SKIPPED, "")
+        # Pending at an equal version: a TRUNCATE whose marks are still to come.
+        return _pending(known, settings) or (Verdict.RESURRECTED, "its row was cleared or deleted")
+    if why := _ledger_fault(known, found):
+        return Verdict.CORRUPT, why
     current = known.version == entry.version  # the ledger speaks of this very state
-    sha256 = digest(entry.text)
-    if current and known.sha256 is not None and known.sha256 != sha256:
-        return Verdict.CORRUPT, "the ledger's digest is not that of the column"
     if current and known.state == "failed":
         return Verdict.FAILED, known.error or "no reason recorded"
     if current and known.state == "set-aside":
@@ -59,8 +62,8 @@ def judge(known: Known, found: Found, settings: Settings, now_ms: int) -> tuple[
 def _behind(known: Known, found: Found, settings: Settings) -> tuple[Verdict, str]:
     """Redis holds an older version than Postgres, or none."""
     entry = known.entry
-    if known.pending_s is not None and known.pending_s <= settings.max_lag:
-        return Verdict.PENDING, f"changed {known.pending_s:.1f} s ago"
+    if pending := _pending(known, settings):
+        return pending
     late = f"; its change is {known.pending_s:.0f} s old and not delivered" if known.pending_s is not None else ""
     if found.value is None:
         if known.version == entry.version and known.state in ("removed", "set-aside", "expired"):
@@ -74,6 +77,39 @@ def _behind(known: Known, found: Found, settings: Settings) -> tuple[Verdict, st
     if found.version is None and decode_equals(found, entry.text):
         return Verdict.CORRUPT, f"its version key is gone{late}"
     return Verdict.STALE, f"version {found.version or 0} in Redis, {entry.version} in Postgres{late}"
+
+
+def _ledger_fault(known: Known, found: Found) -> str | None:
+    """Why the ledger's row cannot be what was written when Redis was brought to this version; None: it can.
+
+    A change is folded in the transaction that writes the ledger, so a key without a change on its way agrees with it.
+    """
+    entry = known.entry
+    if known.version == entry.version:
+        if entry.text is None:
+            return (
+                None if known.state in ("removed", "failed") else f"the ledger calls it {known.state}, no row holds it"
+            )
+        if known.state == "removed":
+            return "the ledger calls it removed, a row holds it"
+        if known.state == "expired" and found.value is not None:
+            return "the ledger calls it expired, Redis holds it"
+        if known.sha256 is not None and known.sha256 != digest(entry.text):
+            return "the ledger's digest is not that of the column"
+        if known.bytes is not None and known.bytes != len(entry.text):
+            return "the ledger's size is not that of the column"
+        return None
+    if known.pending_s is not None:
+        return None
+    if known.version is not None:
+        return f"version {known.version} in the ledger, {entry.version} in Postgres"
+    return "the ledger does not know it" if found.value is not None else None
+
+
+def _pending(known: Known, settings: Settings) -> tuple[Verdict, str] | None:
+    if known.pending_s is not None and known.pending_s <= settings.max_lag:
+        return Verdict.PENDING, f"changed {known.pending_s:.1f} s ago"
+    return None
 
 
 def decode_equals(found: Found, text: object) -> bool:

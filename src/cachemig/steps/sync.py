@@ -13,7 +13,7 @@ from cachemig import failpoints
 from cachemig.config import Settings
 from cachemig.errors import Interrupted
 from cachemig.progress import Progress
-from cachemig.source import control, ledger, queries, scan
+from cachemig.source import capture, control, ledger, queries, scan
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import epoch
@@ -150,6 +150,7 @@ def _batch(
 ) -> int:
     """Takes, delivers and folds one batch; the number of changes taken."""
     tally = Tally()
+    capture.expand_truncations(conn)
     with transaction(conn):
         control.require(conn, settings, "sync")
         changes = conn.execute(queries.text("sync", "take_changes"), {"limit": BATCH}).fetchall()

@@ -1,7 +1,8 @@
 """verify: every key gets one verdict.
 
-Three passes: the table against Redis, chunk by chunk; Redis against the table, by SCAN; and what looked wrong in
-either once more after a grace delay, because a change that was on its way looks the same as a lost one.
+Four passes: the table against Redis, chunk by chunk; the tombstones of what is gone from the table; Redis against
+the table, by SCAN; and what looked wrong in any of them once more after a grace delay, because a change that was on its
+way looks the same as a lost one.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from psycopg import sql
@@ -114,6 +116,7 @@ def verify(
         if sample is None:
             laid_out = migration.layout == chunks.layout_of(table, migration.epoch)
             yield from run.table_against_redis(chunks.bounds(conn) if laid_out else [(None, None)])
+            yield from run.tombstones_against_redis()
             yield from run.redis_against_table()
             yield from run.settle()
             result.counts[Verdict.SKIPPED] += run.skipped()
@@ -157,24 +160,39 @@ class _Run:
 
     def table_against_redis(self, ranges: Sequence[tuple[Any, Any]]) -> Generator[Progress, None, None]:
         for done, (lower, upper) in enumerate(ranges):
-            before, looked_at, nbytes = self.result.counts.copy(), self.looked_at, self.result.bytes
-            cases = len(self.result.cases)
-            for attempt in attempts(self.settings, self.stop):
-                self.result.counts, self.looked_at, self.result.bytes = before.copy(), looked_at, nbytes
-                del self.result.cases[cases:]
-                with (
-                    attempt,
-                    self.session.guard() as conn,
-                    transaction(conn, read_only=True),
-                    closing(scan.read_chunk_known(conn, self.table, lower, upper)) as entries,
-                ):
-                    for _ in self._first_look(entries):
-                        yield self._progress(done, len(ranges), "chunks")
-                if waiting := reason(attempt.retry_state):
-                    yield self._progress(done, len(ranges), "chunks", waiting)
-            if len(self.suspects) >= _SUSPECTS:
-                yield from self.settle()
+            read = partial(scan.read_chunk_known, table=self.table, lower=lower, upper=upper)
+            yield from self._against_redis(read, done, len(ranges))
         yield self._progress(len(ranges), len(ranges), "chunks")
+
+    def tombstones_against_redis(self) -> Generator[Progress, None, None]:
+        """A key that is gone is not counted, unless its version key is gone too: an old write would bring it back."""
+        yield from self._against_redis(partial(scan.read_gone_known, table=self.table), 0, None, counted=False)
+
+    def _against_redis(
+        self,
+        read: Callable[[Connection], Generator[Known, None, None]],
+        done: int,
+        total: int | None,
+        *,
+        counted: bool = True,
+    ) -> Generator[Progress, None, None]:
+        before, looked_at, nbytes = self.result.counts.copy(), self.looked_at, self.result.bytes
+        cases = len(self.result.cases)
+        for attempt in attempts(self.settings, self.stop):
+            self.result.counts, self.looked_at, self.result.bytes = before.copy(), looked_at, nbytes
+            del self.result.cases[cases:]
+            with (
+                attempt,
+                self.session.guard() as conn,
+                transaction(conn, read_only=True),
+                closing(read(conn)) as entries,
+            ):
+                for _ in self._first_look(entries, counted=counted):
+                    yield self._progress(done, total, "chunks")
+            if waiting := reason(attempt.retry_state):
+                yield self._progress(done, total, "chunks", waiting)
+        if len(self.suspects) >= _SUSPECTS:
+            yield from self.settle()
 
     def keys_against_redis(self, keys: Sequence[str]) -> Generator[Progress, None, None]:
         conn = self.session.get()
@@ -277,12 +295,13 @@ class _Run:
             yield large[-1], self.target.fetch_large(large[-1].entry.key)
             large.pop().entry.text = None  # judged: not to stand beside the next one
 
-    def _first_look(self, entries: Iterable[Known]) -> Iterator[None]:
+    def _first_look(self, entries: Iterable[Known], *, counted: bool = True) -> Iterator[None]:
         for known, found in self._looked_up(entries):
             verdict, _ = self._judge(known, found)
             self.looked_at += 1
             if TABLE[verdict].counts is Counts.GOOD or verdict is Verdict.SET_ASIDE:
-                self._count(known, verdict, "")
+                if counted:
+                    self._count(known, verdict, "")
             else:
                 self.suspects[known.entry.key] = False
             if self.looked_at % _BATCH_KEYS == 0:

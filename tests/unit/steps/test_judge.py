@@ -42,6 +42,7 @@ class Case:
     ledger_expires: int | None = LATER
     sha256: bytes | None = digest(TEXT)
     error: str | None = None
+    nbytes: int | None = None
     # Redis
     value: bytes | None = TEXT
     held: int | None = 3
@@ -51,7 +52,14 @@ class Case:
     def judged(self) -> tuple[Verdict, str]:
         entry = Entry("key", self.text, self.version, self.row_expires)
         known = Known(
-            entry, self.pending_s, self.state, self.ledger_version, self.ledger_expires, self.sha256, self.error
+            entry,
+            self.pending_s,
+            self.state,
+            self.ledger_version,
+            self.ledger_expires,
+            self.sha256,
+            self.error,
+            self.nbytes,
         )
         return judge(known, Found("key", self.value, self.held, self.ttl_ms, self.fault), SETTINGS, NOW)
 
@@ -97,9 +105,9 @@ CASES = {
     "by meaning, but never expires": Case(V.CORRUPT, "it never expires, and was to", value=SAME, ttl_ms=None),
     "other, and never expires": Case(V.MISMATCH, "18 bytes in Redis, 18 in the column", value=OTHER, ttl_ms=None),
     "the row's later expiry is not what was written": Case(V.MATCH, row_expires=LATER + 10**9),
-    "an older ledger says nothing of expiry": Case(V.MATCH, ledger_version=2, ttl_ms=None),
+    "an older ledger says nothing of expiry": Case(V.MATCH, ledger_version=2, ttl_ms=None, pending_s=0.1),
     "no ledger says nothing of expiry": Case(
-        V.MATCH, state=None, ledger_version=None, ledger_expires=None, sha256=None, ttl_ms=5
+        V.MATCH, state=None, ledger_version=None, ledger_expires=None, sha256=None, ttl_ms=5, pending_s=0.1
     ),
     # Nothing in Redis at the right version
     "past its time": Case(V.EXPIRED, value=None, ttl_ms=None, ledger_expires=NOW),
@@ -118,7 +126,7 @@ CASES = {
         state=None, ledger_version=None, ledger_expires=None, sha256=None,
     ),
     "an older ledger, the row past its time": Case(
-        V.EXPIRED, value=None, ttl_ms=None, ledger_version=2, row_expires=NOW - 1
+        V.EXPIRED, value=None, ttl_ms=None, ledger_version=2, row_expires=NOW - 1, pending_s=0.1
     ),
     # No value in the table
     "cleared": Case(V.SKIPPED, text=None, value=None, state="removed", sha256=None),
@@ -128,10 +136,25 @@ CASES = {
     "changed behind the trigger": Case(
         V.CORRUPT, "the ledger's digest is not that of the column", text=OTHER, value=OTHER
     ),
-    "an older digest does not count": Case(V.MATCH, text=OTHER, value=OTHER, ledger_version=2),
+    "an older digest does not count": Case(V.MATCH, text=OTHER, value=OTHER, ledger_version=2, pending_s=0.1),
+    "another size": Case(V.CORRUPT, "the ledger's size is not that of the column", nbytes=17),
+    "the right size": Case(V.MATCH, nbytes=18),
+    "an older ledger, and nothing on its way": Case(
+        V.CORRUPT, "version 2 in the ledger, 3 in Postgres", version=3, ledger_version=2
+    ),
+    "a ledger that is ahead": Case(V.CORRUPT, "version 4 in the ledger, 3 in Postgres", ledger_version=4),
+    "not in the ledger": Case(V.CORRUPT, "the ledger does not know it", state=None, ledger_version=None),
+    "called removed": Case(V.CORRUPT, "the ledger calls it removed, a row holds it", state="removed"),
+    "called expired": Case(V.CORRUPT, "the ledger calls it expired, Redis holds it", state="expired"),
+    "cleared, and called delivered": Case(
+        V.CORRUPT, "the ledger calls it delivered, no row holds it", text=None, value=None
+    ),
+    "a truncate on its way": Case(V.PENDING, "changed 0.4 s ago", text=None, state="removed", pending_s=0.4),
     "failed": Case(V.FAILED, "redis: no", state="failed", error="redis: no", value=None),
     "failed without a reason": Case(V.FAILED, "no reason recorded", state="failed", value=None),
-    "failed before, delivered since": Case(V.MATCH, state="failed", error="redis: no", ledger_version=2),
+    "failed before, delivered since": Case(
+        V.MATCH, state="failed", error="redis: no", ledger_version=2, pending_s=0.1
+    ),
     "set aside": Case(V.SET_ASIDE, "too-large: x", state="set-aside", error="too-large: x", value=None, ttl_ms=None),
     "set aside, never changed": Case(
         V.SET_ASIDE, "too-large: x", state="set-aside", error="too-large: x", value=None, version=0, held=None,
