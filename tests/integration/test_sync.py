@@ -268,3 +268,75 @@ def test_the_backlog_is_told(moved: Migrating) -> None:
     assert told.oldest_s is not None
     assert 0 <= told.oldest_s < 60
     assert "LIMIT 100000" in queries.text("sync", "backlog")
+
+
+def _rewrite(dsn: str, key: str, done: threading.Event, written: list[int]) -> None:
+    """Writes one key as fast as Postgres takes it."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("SET synchronous_commit = off")
+        while not done.is_set():
+            written[0] += 1
+            conn.execute(
+                "UPDATE sessions SET cache = jsonb_build_object('v', %s::int) WHERE file_hash = %s", [written[0], key]
+            )
+
+
+def _follow(moved: Migrating, stop: Stop) -> None:
+    with RedisTarget(moved.settings, {}) as target:
+        finish(step.sync(moved.settings, target, stop, follow=True))
+
+
+def test_a_hot_key_does_not_hold_up_the_others(moved: Migrating) -> None:
+    stop, done, written = Stop(), threading.Event(), [0]
+    threads = [
+        threading.Thread(target=_rewrite, args=(moved.dsn, "a", done, written)),
+        threading.Thread(target=_follow, args=(moved, stop)),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(1.0)
+        for n in range(20):
+            before = written[0]
+            moved.execute("UPDATE sessions SET cache = jsonb_build_object('v', %s::int) WHERE file_hash = 'b'", n)
+            while moved.in_redis()["b"] != b'{"v": %d}' % n:
+                assert written[0] - before < 20_000, "b waits behind the writes of a"
+                time.sleep(0.002)
+    finally:
+        done.set()
+        threads[0].join()
+        stop.request(15)
+        threads[1].join()
+    moved.sync()
+    assert moved.in_redis() == moved.in_postgres()
+    assert versions(moved)["a"] == written[0]
+
+
+@pytest.mark.long
+def test_change_stays_small_while_its_rows_turn_over(moved: Migrating) -> None:
+    """Autovacuum, told by the table's own settings to look at numbers of rows, keeps up with what sync deletes."""
+    moved.execute("ALTER SYSTEM SET autovacuum_naptime = '1s'")
+    moved.execute("SELECT pg_reload_conf()")
+    stop, done, written = Stop(), threading.Event(), [0]
+    threads = [
+        threading.Thread(target=_rewrite, args=(moved.dsn, "a", done, written)),
+        threading.Thread(target=_follow, args=(moved, stop)),
+    ]
+    for thread in threads:
+        thread.start()
+    sizes = []
+    try:
+        for _ in range(40):
+            time.sleep(1.0)
+            sizes.append(int(moved.execute("SELECT pg_total_relation_size('cachemig.change')")[0][0]))
+    finally:
+        done.set()
+        threads[0].join()
+        stop.request(15)
+        threads[1].join()
+        moved.execute("ALTER SYSTEM RESET autovacuum_naptime")
+        moved.execute("SELECT pg_reload_conf()")
+    assert written[0] > 20_000
+    # Half of the time is enough to grow to what is needed; from then on space is used again.
+    assert max(sizes[20:]) < 1.5 * max(sizes[:20]), sizes
+    assert max(sizes) < 16 << 20, sizes
