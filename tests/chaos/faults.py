@@ -31,13 +31,17 @@ class Conductor:
         self.log: list[str] = []
         self.counts: Counter[str] = Counter()
         self.errors: list[str] = []
+        self._end = threading.Event()
+        self._threads: list[threading.Thread] = []
         self._capture = threading.Lock()
+        """Held while capture is off, and by a failover, which could take back that it was switched on."""
         self._happen: dict[str, Callable[[Fault, random.Random], bool]] = {
             "kill-worker": lambda _, chance: workers.kill(chance),
             "stop-worker": lambda fault, chance: workers.stop(chance, fault.span),
             "cut-tool": lambda _, chance: stand.cut_sessions("cachemig", chance.randint(1, 2)) > 0,
             "cut-writer": lambda _, chance: stand.cut_sessions(NAME, chance.randint(1, 2)) > 0,
             "postgres-crash": lambda fault, _: _done(lambda: stand.crash_postgres(fault.span / 3)),
+            "postgres-failover": self._postgres_failover,
             "redis-crash": lambda fault, _: _done(lambda: stand.crash_redis(fault.span / 3)),
             "redis-full": lambda fault, _: _done(lambda: stand.fill_redis(fault.span)),
             "cut-replies": lambda _, __: _done(lambda: stand.proxy.cut("from")),
@@ -45,7 +49,7 @@ class Conductor:
             "slow-network": self._slow_network,
             "capture-gap": self._capture_gap,
             "old-truncate": self._old_truncate,
-            "evict": lambda _, chance: stand.evict(chance),
+            "evict": lambda _, chance: bool(stand.evict(chance)),
             "redis-flush": lambda _, __: _done(stand.flush_redis),
             "redis-wipe": lambda fault, _: _done(lambda: stand.wipe_redis(fault.span / 3)),
             "promote": lambda fault, _: stand.promote_replica(fault.span),
@@ -53,18 +57,26 @@ class Conductor:
 
     def run(self) -> None:
         """Returns when the time of the plan is over and every fault has come and gone."""
-        threads = []
         start = time.monotonic()
         for fault in self.plan.faults:
-            time.sleep(max(0.0, start + fault.at - time.monotonic()))
+            self._end.wait(max(0.0, start + fault.at - time.monotonic()))
             thread = threading.Thread(target=self._one, args=(fault,), daemon=True)
+            self._threads.append(thread)
             thread.start()
-            threads.append(thread)
-        time.sleep(max(0.0, start + self.plan.seconds - time.monotonic()))
-        for thread in threads:
+        self._end.wait(max(0.0, start + self.plan.seconds - time.monotonic()))
+        self._join()
+
+    def end(self) -> None:
+        """No more faults: returns when none can start a server any more."""
+        self._end.set()
+        self._join()
+
+    def _join(self) -> None:
+        for thread in self._threads:
             thread.join(150)
             if thread.is_alive():
                 self.errors.append("a fault does not end")
+        self._threads.clear()
 
     def _one(self, fault: Fault) -> None:
         began = time.time() - self.began
@@ -87,8 +99,16 @@ class Conductor:
         with psycopg.connect(self.stand.dsn, autocommit=True, application_name=NAME) as conn, conn.transaction():
             conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SET LOCAL lock_timeout = '5s'")
             conn.execute("SELECT txid_current_snapshot()")
-            time.sleep(fault.span / 3)
+            self._end.wait(fault.span * 2)
             conn.execute("TRUNCATE therapy_sessions")
+        return True
+
+    def _postgres_failover(self, fault: Fault, _: random.Random) -> bool:
+        with self._capture:
+            lost = self.stand.fail_over_postgres(fault.span)
+        if lost is None:
+            return False
+        self.log.append(f"{time.time() - self.began:8.3f} s  Postgres failed over, {lost} writes are lost")
         return True
 
     def _capture_gap(self, fault: Fault, _: random.Random) -> bool:
@@ -98,7 +118,7 @@ class Conductor:
             self.log.append(
                 f"{time.time() - self.began:8.3f} s  capture is off (exit {off.code}), epoch {self.epoch()}"
             )
-            time.sleep(fault.span / 2)
+            self._end.wait(fault.span / 2)
             on = self.tool.until_fine("dual-write")
             self.log.append(f"{time.time() - self.began:8.3f} s  capture is on (exit {on.code})")
             self.sampler.watch_values_from(self.epoch())

@@ -28,10 +28,12 @@ STATES = f"""
 WITH truth AS ({_TRUTH}), counts AS ({_COUNTS})
 SELECT coalesce(truth.file_hash, counts.key),
        (SELECT epoch FROM cachemig.migration) * {EPOCH}::bigint + coalesce(counts.n, 0),
-       octet_length(truth.text), left(truth.text, 24), coalesce(counts.folded, 0), coalesce(counts.pending, 0)
+       octet_length(truth.text), left(truth.text, 24), coalesce(counts.folded, 0), coalesce(counts.pending, 0),
+       EXISTS (SELECT FROM cachemig.truncation)
 FROM truth FULL JOIN counts ON counts.key = truth.file_hash
 """
-"""Of every key its version, size and first bytes of its value, and changes by folded or not; in one snapshot."""
+"""Of every key its version, size and first bytes of its value, changes by folded or not, and whether a TRUNCATE stands
+for a change of every key and is not expanded yet; in one snapshot."""
 
 
 @dataclass
@@ -39,6 +41,9 @@ class Judgement:
     """Keys that are wrong, each with what is wrong about it."""
 
     keys: int = 0
+    """Keys that a row holds a value for."""
+    without: int = 0
+    """Keys that were written to and that no row holds a value for: Redis must hold none either."""
     lost: dict[str, str] = field(default_factory=dict)
     """A row holds a value, Redis nothing."""
     stale: dict[str, str] = field(default_factory=dict)
@@ -63,10 +68,13 @@ def judge(dsn: str, redis: Redis) -> Judgement:
         base = _one(conn.execute("SELECT epoch FROM cachemig.migration").fetchone()) * EPOCH
         handled = {str(key) for (key,) in conn.execute("SELECT key FROM cachemig.entry").fetchall()}
         unfolded = _one(conn.execute("SELECT count(*) FROM cachemig.change").fetchone())
+        unfolded += _one(conn.execute("SELECT count(*) FROM cachemig.truncation").fetchone())
     held = _values(redis, PREFIX.encode() + b"*")
     versions = {value_key(name): int(value) for name, value in _values(redis, VERSION + b"*").items()}
     result = Judgement(len(truth), unfolded=unfolded)
-    for key in sorted({*truth, *counts, *handled, *(name.decode().removeprefix(PREFIX) for name in held)}):
+    keys = {*truth, *counts, *handled, *(name.decode().removeprefix(PREFIX) for name in held)}
+    result.without = len(keys) - len(truth)
+    for key in sorted(keys):
         name = f"{PREFIX}{key}".encode()
         text, value = truth.get(key), held.get(name)
         expected, version = base + counts.get(key, 0), versions.get(name, 0)

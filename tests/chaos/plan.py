@@ -25,6 +25,7 @@ KINDS: dict[str, Kind] = {
     "cut-tool": Kind("pg_terminate_backend of a session of cachemig", 4),
     "cut-writer": Kind("pg_terminate_backend of a session of a writer", 3),
     "postgres-crash": Kind("every process of Postgres killed, and started again", 2, slow=True),
+    "postgres-failover": Kind("a standby promoted that lacks commits, its primary killed", 2, slow=True),
     "redis-crash": Kind("Redis killed, and started again with its data", 2, slow=True),
     "redis-full": Kind("Redis at maxmemory for a while", 3),
     "cut-replies": Kind("connections to Redis cut in the middle of a reply", 4),
@@ -63,6 +64,7 @@ class Plan:
     large: float
     """Share of values that go in by SET and RENAME."""
     sync_workers: int
+    backfill_workers: int
     settings: dict[str, str]
 
     @property
@@ -73,17 +75,24 @@ class Plan:
     def needs_replica(self) -> bool:
         return any(fault.kind == "promote" for fault in self.faults)
 
+    @property
+    def needs_standby(self) -> bool:
+        return any(fault.kind == "postgres-failover" for fault in self.faults)
+
 
 def plan(seed: int, seconds: float, without: Collection[str] = ()) -> Plan:
-    """The plan of a seed. Not every kind comes in every plan: what two kinds do together shows when others are away."""
+    """The plan of a seed. Not every kind comes in every plan: what two kinds do together shows when others are away.
+
+    A seed stands for one plan only as long as this function stays as it is.
+    """
     chance = random.Random(seed)
-    lossy = chance.random() < 0.35
-    names = [name for name, kind in KINDS.items() if lossy or not kind.lossy]
-    chosen = [name for name in chance.sample(names, chance.randint(3, 8)) if name not in without]
-    if lossy and not any(KINDS[name].lossy for name in chosen):
-        chosen += [
-            name for name in [chance.choice([name for name in names if KINDS[name].lossy])] if name not in without
-        ]
+    wanted = [name for name in KINDS if name not in without]
+    lossy = chance.random() < 0.35 or all(KINDS[name].lossy for name in wanted)
+    names = [name for name in wanted if lossy or not KINDS[name].lossy]
+    chosen = chance.sample(names, min(chance.randint(3, 8), len(names)))
+    losing = [name for name in names if KINDS[name].lossy]
+    if losing and not set(losing) & set(chosen):
+        chosen.append(chance.choice(losing))
     count = round(seconds * chance.uniform(1.0, 2.5)) if chosen else 0
     kinds = chance.choices(chosen, [KINDS[name].weight for name in chosen], k=count) if chosen else []
     kinds = [
@@ -107,7 +116,8 @@ def plan(seed: int, seconds: float, without: Collection[str] = ()) -> Plan:
         keys=chance.choice([8, 40, 150, 400]),
         drift=chance.random() < 0.5,
         large=chance.choice([0.0, 0.1, 0.4]),
-        sync_workers=chance.choice([1, 2, 2]),
+        sync_workers=chance.choice([1, 2, 2, 3]),
+        backfill_workers=chance.choice([1, 2, 2]),
         settings={
             "CACHEMIG_CAPTURE": chance.choice(["columns", "columns", "compare"]),
             "CACHEMIG_CHUNK_BYTES": chance.choice(["4KiB", "32KiB", "256KiB"]),

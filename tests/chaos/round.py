@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import psycopg
+from redis import Redis
 
 from tests.chaos import oracle, table
 from tests.chaos.faults import Conductor
@@ -37,13 +38,19 @@ class Result:
     plan: Plan
     committed: int = 0
     keys: int = 0
+    without: int = 0
+    """Keys compared that no row holds a value for."""
     epochs: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     points: Counter[str] = field(default_factory=Counter)
     deaths: Counter[str] = field(default_factory=Counter)
     looks: int = 0
+    lost_writes: int = 0
+    """Writes that Postgres had acknowledged, and lost by a failover."""
     lost_by_redis: int = 0
     """Keys that were wrong because Redis had lost them, and that `verify` named."""
+    evicted_by_hand: int = 0
+    """Keys taken away at the very end, and that `verify` named before it repaired them."""
     violations: list[Violation] = field(default_factory=list)
     story: str = ""
     """For a failing seed: the fault log, and the history of the keys concerned."""
@@ -58,18 +65,24 @@ class Round:
         self.chance = random.Random(f"{plan.seed}:round")
 
     def run(self) -> Result:
-        began = time.monotonic()
+        """Leaves no process and no file behind, however it ends."""
+        began, plan = time.monotonic(), self.plan
         with ExitStack() as stack:
             self.began = time.time()
-            self.stand = stack.enter_context(Stand(self.directories, self.plan.seed, replica=self.plan.needs_replica))
-            keys = key_pool(self.plan.keys)
+            directories = stack.enter_context(self.directories.of_one_round())
+            self.stand = stack.enter_context(
+                Stand(directories, plan.seed, replica=plan.needs_replica, standby=plan.needs_standby)
+            )
+            keys = key_pool(plan.keys)
             table.create(self.stand.dsn, keys, ROWS)
-            self.tool = Tool(self.directories.fresh("tool"), self.stand.dsn, self.stand.redis_url, self.plan.settings)
+            self.writers = [Writer(self.stand.dsn, n, plan, keys, PER_SECOND) for n in range(plan.writers)]
+            self.tool = Tool(directories.fresh("tool"), self.stand.dsn, self.stand.redis_url, plan.settings)
             self.sampler = Sampler(self.stand, self.began)
-            self.workers = Workers(self.tool, self.plan.seed, self.plan.failpoints, self.plan.sync_workers)
-            self.conductor = Conductor(self.plan, self.stand, self.workers, self.tool, self.sampler, self.began)
+            self.workers = Workers(self.tool, plan.seed, plan.failpoints, plan.sync_workers, plan.backfill_workers)
+            self.conductor = Conductor(plan, self.stand, self.workers, self.tool, self.sampler, self.began)
+            stack.callback(self._end_all)
             try:
-                self._storm(keys)
+                self._storm()
                 self._settle()
                 self._judge()
             except Exception:
@@ -78,13 +91,27 @@ class Round:
         self.result.seconds = time.monotonic() - began
         return self.result
 
-    def _storm(self, keys: list[str]) -> None:
+    def _end_all(self) -> None:
+        """Whatever is still going on, after an error or an interrupt; the servers come last."""
+        self.tool.close()
+        for writer in self.writers:
+            writer.end()
+        self.workers.end(gently=False)
+        self.conductor.end()
+        self.sampler.end()
+        for writer in self.writers:
+            if writer.ident is not None:
+                writer.join(10)
+
+    def _storm(self) -> None:
         """Everything at once."""
-        writers = [Writer(self.stand.dsn, n, self.plan, keys, PER_SECOND) for n in range(self.plan.writers)]
+        writers = self.writers
         for writer in writers:
             writer.start()
         self._fine("init")
         self._fine("dual-write")
+        for writer in writers:
+            writer.storm_begins()
         self.workers.start()
         self.sampler.start()
         self.conductor.run()
@@ -114,7 +141,7 @@ class Round:
         """Without a loss in Redis everything is right; after one, `verify` names every key, and what it marks heals."""
         with self.stand.client() as redis:
             judgement = oracle.judge(self.stand.dsn, redis)
-            self.result.keys = judgement.keys
+            self.result.keys, self.result.without = judgement.keys, judgement.without
             self._expect_folded(judgement)
             lossless = self.stand.losses == 0
             if lossless:
@@ -132,13 +159,33 @@ class Round:
                 self._expect_folded(judgement)
                 self._expect_right(judgement)
                 self._fine("verify")
+            if self.plan.lossy and not self.result.violations:
+                self._evict_by_hand(redis)
         if self.sampler.error is not None:
             self._violated(f"the harness: the sampler: {self.sampler.error!r}")
         truncated = self._truncated()
+        # A failover loses the record of a TRUNCATE as well.
+        any_emptied = self.stand.losses or self.stand.failovers
         for wrong in self.sampler.wrong:
-            if wrong.emptied and (self.stand.losses or any(-0.5 < wrong.at - at < 5 for at in truncated)):
+            if wrong.emptied and (any_emptied or any(-0.5 < wrong.at - at < 5 for at in truncated)):
                 continue
             self._violated(wrong.what, wrong.key)
+
+    def _evict_by_hand(self, redis: Redis) -> None:
+        """Everything is right now. What is taken away then, `verify` names: all of it, and nothing else."""
+        evicted = {name.decode().removeprefix(PREFIX) for name in self.stand.evict(self.chance)}
+        ended = self.tool("verify", "--json")
+        named = {case["key"] for case in ended.document["cases"]} if ended.code in (0, 3) else set()
+        if named != evicted or ended.code != (3 if evicted else 0):
+            self._violated(f"evicted by hand: {sorted(evicted)}; verify names {sorted(named)}: {ended}")
+        self.result.evicted_by_hand = len(evicted)
+        repaired = self._named_by_verify()
+        if repaired is not None and repaired != evicted:
+            self._violated(f"evicted by hand: {sorted(evicted)}; verify --repair marks {sorted(repaired)}")
+        self._fine("sync", "--once")
+        judgement = oracle.judge(self.stand.dsn, redis)
+        self._expect_folded(judgement)
+        self._expect_right(judgement)
 
     def _truncated(self) -> list[float]:
         with psycopg.connect(self.stand.dsn, autocommit=True) as conn:
@@ -177,6 +224,7 @@ class Round:
         result.faults = self.conductor.counts
         result.points, result.deaths = self.workers.points, self.workers.deaths
         result.looks = self.sampler.looks
+        result.lost_writes = self.stand.lost_writes
         for error in self.conductor.errors:
             self._violated(f"the harness: {error}")
         for strange in self.workers.strange:

@@ -33,6 +33,12 @@ return found
 """
 
 
+# The epoch, and whether it is one of this Postgres and not of one that was failed over from.
+RECORDED = """
+SELECT epoch, timeline = left(pg_walfile_name(pg_current_wal_lsn()), 8) FROM cachemig.migration
+"""
+
+
 @dataclass(frozen=True)
 class Wrong:
     key: str
@@ -60,13 +66,17 @@ class Sampler(threading.Thread):
         self._folded: dict[str, tuple[int, int, int]] = {}
         """Epoch, changes folded, changes not folded, as of the last look at Postgres."""
         self._losses = 0
+        self._failovers = 0
+        self._set_back = False
+        """Postgres lacks commits, and no worker has recorded yet that it has: counts have begun to repeat."""
         self._watched_from = 0.0
         self._lock = threading.Lock()
         self._end = threading.Event()
 
     def end(self) -> None:
         self._end.set()
-        self.join()
+        if self.ident is not None:
+            self.join()
 
     def watch_values_from(self, epoch: float) -> None:
         """In an epoch in which capture was off, or is about to be, values change without their versions."""
@@ -110,17 +120,33 @@ class Sampler(threading.Thread):
 
     def _look_at_postgres(self) -> None:
         try:
-            with psycopg.connect(self.stand.dsn, autocommit=True, application_name="chaos-sampler") as conn:
+            with (
+                self.stand.postgres_lock,
+                psycopg.connect(self.stand.dsn, autocommit=True, application_name="chaos-sampler") as conn,
+            ):
+                failovers = self.stand.failovers
+                recorded = conn.execute(RECORDED).fetchone()
                 rows = conn.execute(STATES).fetchall()
         except psycopg.OperationalError:
             return
+        assert recorded is not None
         with self._lock:
+            if failovers != self._failovers:
+                self._failovers, self._set_back = failovers, True
+                self._emptied.clear()
+                for place in [place for place in self._last if place[0] == "Postgres"]:
+                    del self._last[place]
+            if self._set_back and recorded[1]:
+                self._set_back = False
+                self._watched_from = max(self._watched_from, recorded[0])
+                self._value_of.clear()
             self._folded.clear()
-            for key, version, size, start, folded, pending in rows:
-                self._compare("Postgres", key, int(version), "" if size is None else f"{size} {start}")
+            for key, version, size, start, folded, pending, truncated in rows:
+                value = "" if size is None else f"{size} {start}"
+                self._compare("Postgres", key, int(version), value, truncated=truncated)
                 self._folded[key] = int(version) // EPOCH, int(folded), int(pending)
 
-    def _compare(self, side: str, key: str, version: int, value: str) -> None:
+    def _compare(self, side: str, key: str, version: int, value: str, *, truncated: bool = False) -> None:
         before = self._last.get((side, key), 0)
         self._last[side, key] = version
         if version < before:
@@ -129,13 +155,13 @@ class Sampler(threading.Thread):
         state = f"version {show(version)} in {side}: {value or 'none'}"
         if version != before or first != value:
             self.seen[key].append(f"{time.time() - self.began:8.3f} s  {state}")
-        if first != value and version // EPOCH >= self._watched_from:
+        if first != value and version // EPOCH >= self._watched_from and not self._set_back:
             two = f"{first or 'none'} in {other}, then {value or 'none'} in {side}"
             self._report(key, f"two values of version {show(version)}: {two}", emptied=not first or not value)
             self._value_of[key, version] = side, value
             if side == "Postgres" and not value:
                 self._emptied.add((key, version))
-        elif side == "Postgres" and (key, version) in self._emptied:
+        elif side == "Postgres" and (key, version) in self._emptied and not truncated:
             self._emptied.discard((key, version))
             self._report(key, f"emptied without a change: {show(version)}")  # seen twice: no matter of snapshots
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -25,7 +26,8 @@ POSTGRES = {
     "synchronous_commit": "on",
     "full_page_writes": "on",
     "track_commit_timestamp": "on",
-    "max_connections": "80",
+    "max_connections": "100",  # what initdb set: a standby may not have fewer
+    "wal_keep_size": "512MB",
     "deadlock_timeout": "100ms",
     "autovacuum_naptime": "5s",
 }
@@ -59,29 +61,61 @@ class Directories:
         self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
         return directory
 
+    def of_one_round(self) -> Directories:
+        """Others with the same cluster, to be closed before these: a long run must not fill the disk."""
+        return Directories(self._initialised())
+
     def postgres(self) -> PostgresServer:
+        return PostgresServer(self._copy_of_cluster(), settings=POSTGRES)
+
+    def standby(self, primary: PostgresServer) -> PostgresServer:
+        """A hot standby of a server that is as old: both are copies of one cluster that was never started."""
+        directory = self._copy_of_cluster()
+        signal = _data(directory) / "standby.signal"
+        signal.touch()
+        shutil.copystat(_data(directory) / "postgresql.conf", signal)
+        owner = (_data(directory) / "postgresql.conf").stat()
+        os.chown(signal, owner.st_uid, owner.st_gid)
+        return PostgresServer(directory, settings=POSTGRES | {"primary_conninfo": primary.dsn()})
+
+    def _initialised(self) -> Path:
         if self._cluster is None:
             first = PostgresServer(self.fresh("pg"))
             first.initialise()
             self._cluster = first.directory
-        directory = self.fresh("pg")
-        subprocess.run(["cp", "-a", f"{self._cluster}/.", f"{directory}"], check=True)  # with the owner
-        return PostgresServer(directory, settings=POSTGRES)
+        return self._cluster
+
+    def _copy_of_cluster(self) -> Path:
+        cluster, directory = self._initialised(), self.fresh("pg")
+        subprocess.run(["cp", "-a", f"{cluster}/.", f"{directory}"], check=True)  # with the owner
+        return directory
 
     def close(self) -> None:
         self._stack.close()
+
+    def __enter__(self) -> Directories:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Stand:
     """Starts everything; a context manager."""
 
-    def __init__(self, directories: Directories, seed: int, *, replica: bool) -> None:
+    def __init__(self, directories: Directories, seed: int, *, replica: bool, standby: bool) -> None:
         self._directories = directories
         self._replicated = replica
         self._seed = seed
         self._stack = ExitStack()
         self.postgres = directories.postgres()
+        self._standby = directories.standby(self.postgres) if standby else None
         self.postgres_lock = threading.Lock()
+        """Held while Postgres is away."""
+        self.failovers = 0
+        """How often Postgres has lost commits that it had acknowledged."""
+        self.lost_writes = 0
+        """Rows of the harness's record that were lost with them."""
         self.redis_lock = threading.RLock()
         """Held while Redis is taken away, and while somebody compares what it holds with what it held before."""
         self.losses = 0
@@ -90,6 +124,8 @@ class Stand:
     def __enter__(self) -> Stand:
         try:
             self._stack.enter_context(self.postgres)
+            if self._standby is not None:
+                self._stack.enter_context(self._standby)
             self.redis = self._new_redis()
             self.proxy = Proxy(self._behind(self.redis), self._seed)
             self._stack.callback(self.proxy.close)
@@ -126,6 +162,49 @@ class Stand:
             self.postgres.kill()
             time.sleep(away_s)
             self.postgres.start()
+
+    def fail_over_postgres(self, lag_s: float) -> int | None:
+        """A standby takes the primary's place and address. It ends some time before the primary is killed, and so
+        lacks the commits of that time: how many writes, or None where there was no failover.
+
+        For a moment it is read-only, as a standby is that clients reach before it is promoted.
+        """
+        standby, self._standby = self._standby, None
+        if standby is None:  # there is one a round
+            return None
+        with self.postgres_lock:
+            self._wait_until_replayed(standby)
+        standby.stop()
+        time.sleep(lag_s)
+        with self.postgres_lock:
+            before = self._writes()
+            self.failovers += 1
+            self.postgres.kill()
+            _data(self.postgres.directory).rename(self.postgres.directory / "pg" / "lost")
+            _data(standby.directory).rename(_data(self.postgres.directory))
+            self.postgres.start()
+            time.sleep(lag_s / 3)
+            with psycopg.connect(self.dsn, autocommit=True) as conn:
+                conn.execute("SELECT pg_promote()")
+            lost = before - self._writes()
+        self.lost_writes += lost
+        return lost
+
+    def _wait_until_replayed(self, standby: PostgresServer) -> None:
+        end = time.monotonic() + 30
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            position = conn.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
+        with psycopg.connect(standby.dsn(), autocommit=True) as conn:
+            replayed = "SELECT pg_last_wal_replay_lsn() >= %s"
+            while conn.execute(replayed, position).fetchone() != (True,):
+                assert time.monotonic() < end, "the standby does not catch up"
+                time.sleep(0.02)
+
+    def _writes(self) -> int:
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            row = conn.execute("SELECT count(*) FROM chaos.audit").fetchone()
+        assert row is not None
+        return int(row[0])
 
     def cut_sessions(self, application: str, most: int) -> int:
         """Ends sessions of an application; how many there were."""
@@ -165,15 +244,16 @@ class Stand:
             self.losses += 1
             client.flushall()
 
-    def evict(self, chance: random.Random) -> bool:
-        """Deletes some live entries, or parts of them."""
+    def evict(self, chance: random.Random) -> list[bytes]:
+        """Deletes some live entries, or parts of them; whose they are."""
         with self.redis_lock, self.client() as client:
             names = sorted(client.scan_iter(match=VERSION + b"*", count=1000))
             live = [name for name in names if client.exists(value_key(name))]
-            for name in chance.sample(live, min(len(live), 6)):
+            chosen = chance.sample(live, min(len(live), 6))
+            for name in chosen:
                 self.losses += 1
                 client.unlink(*chance.choice([(name,), (value_key(name),), (name, value_key(name))]))
-            return bool(live)
+            return [value_key(name) for name in chosen]
 
     def promote_replica(self, lag_s: float) -> bool:
         """False where there is no replica that had caught up; nothing is changed then."""
@@ -229,6 +309,10 @@ class Stand:
     def _follow(self, server: RedisServer) -> None:
         with self.client(server) as client:
             client.replicaof("127.0.0.1", str(self.replication.port))
+
+
+def _data(directory: Path) -> Path:
+    return directory / "pg" / "data"
 
 
 def _forget_data(server: RedisServer) -> None:

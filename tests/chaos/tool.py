@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ class Ended:
 
 
 class Tool:
+    """Runs commands, from any thread. After `close()` none is left, and none begins."""
+
     def __init__(self, directory: Path, dsn: str, redis_url: str, settings: dict[str, str]) -> None:
         self.directory = directory
         kept = {name: value for name, value in os.environ.items() if not name.startswith(CLEAN)}
@@ -44,32 +47,55 @@ class Tool:
             "CACHEMIG_LOCK_TIMEOUT": "1500ms",
             "CACHEMIG_REDIS_TIMEOUT": "3s",
             "CACHEMIG_RETRY_FOR": "20s",
+            "CACHEMIG_SHAPE": "object",  # not what an application of any kind writes
             **settings,
         }
+        self._closed = False
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for process in self._running:
+                process.kill()
 
     def __call__(self, *arguments: str, timeout_s: float = 90) -> Ended:
-        began = time.monotonic()
-        try:
-            done = subprocess.run(
+        began, command = time.monotonic(), " ".join(arguments)
+        with self._lock:
+            if self._closed:
+                return Ended(command, -1, "", "not begun: the round is being taken down", 0.0)
+            process = subprocess.Popen(
                 [sys.executable, "-m", "cachemig", *arguments],
                 cwd=self.directory,
                 env=self.environment,
-                capture_output=True,
-                text=True,
                 stdin=subprocess.DEVNULL,
-                timeout=timeout_s,
-                check=False,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # the terminal's Ctrl-C is for the harness, which then ends it
             )
-        except subprocess.TimeoutExpired as exc:
-            err = exc.stderr.decode(errors="replace") if isinstance(exc.stderr, bytes) else str(exc.stderr or "")
-            return Ended(" ".join(arguments), -1, "", f"{err}\nhangs: killed", time.monotonic() - began)
-        return Ended(" ".join(arguments), done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+            self._running.add(process)
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+            return Ended(command, process.returncode, out, err, time.monotonic() - began)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            return Ended(command, -1, out, f"{err}\nhangs: killed", time.monotonic() - began)
+        finally:
+            with self._lock:
+                self._running.discard(process)
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
     def until_fine(self, *arguments: str, tries: int = 12) -> Ended:
         """As an operator does while servers come and go: again, until it works."""
         for _ in range(tries):
             ended = self(*arguments)
-            if ended.code == 0:
+            if ended.code == 0 or self._closed:
                 return ended
             time.sleep(0.3)
         return ended

@@ -43,6 +43,7 @@ class Workers:
     seed: int
     failpoints: str
     sync_workers: int
+    backfill_workers: int
     deaths: Counter[str] = field(default_factory=Counter)
     points: Counter[str] = field(default_factory=Counter)
     strange: list[str] = field(default_factory=list)
@@ -50,8 +51,9 @@ class Workers:
 
     def __post_init__(self) -> None:
         self.chance = random.Random(f"{self.seed}:workers")
-        self.slots = [_Slot(n, (("sync", "--follow"),)) for n in range(self.sync_workers)]
-        self.slots.append(_Slot(self.sync_workers, (("backfill",), ("backfill", "--restart"))))
+        commands: list[tuple[tuple[str, ...], ...]] = [(("sync", "--follow"),)] * self.sync_workers
+        commands += [(("backfill",), ("backfill", "--restart"))] * self.backfill_workers
+        self.slots = [_Slot(n, of_slot) for n, of_slot in enumerate(commands)]
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="workers", daemon=True)
@@ -78,24 +80,25 @@ class Workers:
             return True
 
     def end(self, *, gently: bool) -> None:
-        """Ends all of them: asked by SIGTERM, or killed."""
+        """Ends all of them, asked by SIGTERM or killed; harmless when they have ended."""
         self._end.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         for slot in self.slots:
             if slot.process is not None:
                 slot.killed = not gently
                 slot.process.send_signal(signal.SIGCONT)
                 slot.process.send_signal(signal.SIGTERM if gently else signal.SIGKILL)
         deadline = time.monotonic() + 30
-        for slot in self.slots:
-            while slot.process is not None:
+        while left := [slot for slot in self.slots if slot.process is not None]:
+            for slot in left:  # all of them in turn: one that a failpoint stopped may hold what another one waits for
                 self._wake(slot)
                 self._reap(slot)
                 if slot.process is not None and time.monotonic() > deadline:
                     self.strange.append(f"{self._name(slot)} does not end within 30 s of SIGTERM")
                     slot.process.kill()
                     slot.process.wait()
-                time.sleep(0.02)
+            time.sleep(0.02)
 
     def _watch(self) -> None:
         while not self._end.wait(0.02):
@@ -132,6 +135,7 @@ class Workers:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
+                start_new_session=True,  # the terminal's Ctrl-C is for the harness, which then ends them
             )
 
     def _wake(self, slot: _Slot) -> None:

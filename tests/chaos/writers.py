@@ -35,14 +35,20 @@ class Writer(threading.Thread):
         self.chance = random.Random(f"{plan.seed}:writer:{number}")
         self.keys = keys
         self.began = time.monotonic()
-        # Rarely, but at least once.
-        self.truncate_at = self.began + self.chance.uniform(2, plan.seconds + 2) if number == 0 else math.inf
+        self.truncate_at = math.inf
         self.pause = 1 / per_second
         self.count = itertools.count(1)
         self.committed = 0
         self.failed = 0
         self.error: BaseException | None = None
         self._end = threading.Event()
+
+    def storm_begins(self) -> None:
+        """Capture is on. From here on keys drift; and one writer does rarely what it does, but at least once."""
+        self.began = time.monotonic()
+        if self.number == 0:
+            chance = random.Random(f"{self.plan.seed}:truncate")
+            self.truncate_at = self.began + chance.uniform(0.1, 0.9) * self.plan.seconds
 
     def end(self) -> None:
         self._end.set()
@@ -123,7 +129,7 @@ class Writer(threading.Thread):
             conn.execute("TRUNCATE therapy_sessions")
             if self.chance.random() < 0.5:
                 self.copy_in(conn)
-        for _ in range(5):
+        for _ in range(20):
             self.copy_in(conn)
 
     # Writes ---------------------------------------------------------------------------------------------------------
@@ -132,7 +138,7 @@ class Writer(threading.Thread):
         if not self.plan.drift:
             return self.chance.choice(self.keys)
         window = max(4, len(self.keys) // 8)
-        first = (time.monotonic() - self.began) / (self.plan.seconds + 3) * (len(self.keys) - window)
+        first = (time.monotonic() - self.began) / self.plan.seconds * (len(self.keys) - window)
         return self.keys[min(int(first) + self.chance.randrange(window), len(self.keys) - 1)]
 
     def value(self) -> str:
@@ -218,7 +224,7 @@ class Writer(threading.Thread):
 
 ONE_ROW = "(SELECT id FROM therapy_sessions WHERE file_hash = %s ORDER BY id DESC OFFSET %s LIMIT 1)"
 WRITES: tuple[tuple[Callable[[Writer, Connection], None], float], ...] = (
-    (Writer.insert, 16),
+    (Writer.insert, 26),
     (Writer.update, 30),
     (Writer.update_all_of_key, 6),
     (Writer.hit, 10),
@@ -226,11 +232,11 @@ WRITES: tuple[tuple[Callable[[Writer, Connection], None], float], ...] = (
     (Writer.clear, 7),
     (Writer.clear_key, 3),
     (Writer.delete, 9),
-    (Writer.delete_key, 4),
+    (Writer.delete_key, 2),
     (Writer.change_key, 6),
     (Writer.change_winner, 5),
     (Writer.bulk_update, 0.3),
-    (Writer.copy_in, 0.7),
+    (Writer.copy_in, 1.5),
 )
 
 
