@@ -83,6 +83,22 @@ CREATE TABLE cachemig.entry (
 CREATE INDEX entry_state ON cachemig.entry (state) WHERE state IN ('set-aside', 'failed');
 COMMENT ON TABLE cachemig.entry IS 'cachemig: the ledger, one row per key that was ever handled';
 
+CREATE TABLE cachemig.repair (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    who           text NOT NULL,
+    key           text NOT NULL,
+    how           text NOT NULL CHECK (how IN ('decoded', 'recomputed')),
+    fault         text NOT NULL,  -- what was wrong with it
+    profile       text,           -- of the algorithm; null where it was decoded
+    code_version  text NOT NULL,  -- of this tool
+    before        text NOT NULL,  -- what the column held
+    before_sha256 bytea NOT NULL,
+    after_sha256  bytea NOT NULL,
+    undone_at     timestamptz
+);
+COMMENT ON TABLE cachemig.repair IS 'cachemig: corrupt values that were repaired in the table, and what stood there';
+
 CREATE TABLE cachemig.chunk (
     id          integer PRIMARY KEY,
     lower       text[],      -- inclusive; null: from the beginning

@@ -19,7 +19,10 @@ SELECT DISTINCT ON (cachemig.key_id(key)) cachemig.key_id(key), key, version, st
 FROM cachemig_load ORDER BY cachemig.key_id(key), version DESC
 ON CONFLICT (key_id) DO UPDATE
 SET version = excluded.version, state = excluded.state, sha256 = excluded.sha256, bytes = excluded.bytes,
-    stored_sha256 = excluded.stored_sha256, expires_at = excluded.expires_at, error = excluded.error,
+    stored_sha256 = excluded.stored_sha256, expires_at = excluded.expires_at,
+    -- Of the same value: why it could not be repaired is not forgotten.
+    error = CASE WHEN e.state = 'set-aside' AND excluded.state = 'set-aside' AND e.sha256 = excluded.sha256
+                 THEN e.error ELSE excluded.error END,
     written_at = excluded.written_at
 WHERE excluded.version >= e.version;
 

@@ -9,9 +9,9 @@ SELECT count(*) FROM (SELECT FROM {table} LIMIT {limit}) AS t;
 EXPLAIN (FORMAT JSON) SELECT FROM {table};
 
 -- name: rows
--- A line for every row: where it holds a value, the beginning and the size of its text, and its place among the rows
--- of its key. Values are made text only after the sort, which so carries pointers to them and not themselves.
-SELECT t.cachemig_key, pg_catalog.left(t.cachemig_text, 64), pg_catalog.octet_length(t.cachemig_text),
+-- A line for every row: where it holds a value, as much of its text as the check of its shape needs and the size of it
+-- all, and its place among the rows of its key. Values are made text only after the sort, which so carries pointers to them and not themselves.
+SELECT t.cachemig_key, {text}, pg_catalog.octet_length(t.cachemig_text),
        t.cachemig_from, t.cachemig_place
 FROM (SELECT t.{key}::text AS cachemig_key,
              CASE WHEN t.cachemig_filled THEN t.{column}::text END AS cachemig_text,
@@ -20,7 +20,7 @@ FROM (SELECT t.{key}::text AS cachemig_key,
                    pg_catalog.row_number() OVER (PARTITION BY n.{key}, coalesce({n_nonempty}, false)
                                                  ORDER BY {n_order}) AS cachemig_place
             FROM {table} AS n {sample}) AS t
-      LIMIT {limit}) AS t;
+      LIMIT {limit}) AS t
 
 -- name: rows_of_keys
 -- How many rows with a value each of some keys has in the whole table.

@@ -117,7 +117,34 @@ class Settings:
         metavar="0..1",
     )
     shape: str = setting(
-        "object", "object: any other JSON is corrupt; any: all JSON is taken", choice("object", "any"), identity=True
+        "emg",
+        "emg: what the EMG application writes, checked field by field; object: any JSON object; any: all JSON",
+        choice("emg", "object", "any"),
+        identity=True,
+    )
+    on_corrupt: str = setting(
+        "auto",
+        "recompute: repair the column from the recording; set-aside: leave out of Redis; copy: carry over as it is; "
+        "stop: end the backfill; auto: recompute where recordings are configured, else set-aside",
+        choice("auto", "recompute", "set-aside", "copy", "stop"),
+    )
+    recompute_profile: str = setting(
+        "head", "which of the application's algorithms a recompute repeats: head or era", choice("head", "era")
+    )
+    recompute_shape: str = setting(
+        "auto",
+        "analysis or summary: what a recompute writes; auto: what most rows of the table hold",
+        choice("auto", "analysis", "summary"),
+    )
+    recordings_location: str = setting(
+        "",
+        "where recordings are, as a template over the row's columns: /folder/{file_path}, s3://bucket/{file_path}, "
+        "https:// or supabase://project/bucket/{file_path}",
+    )
+    recordings_endpoint: str = setting("", "S3 endpoint of the recordings; without it AWS's, or AWS_ENDPOINT_URL_S3")
+    recordings_max_bytes: int = setting(256 * 2**20, "a larger recording is refused", size, metavar="SIZE")
+    recordings_timeout: float = setting(
+        300.0, "longest time for one recording to come, with its retries", duration, metavar="DURATION"
     )
     max_value_bytes: int = setting(256 * 2**20, "a larger value is set aside", size, identity=True, metavar="SIZE")
     capture: str = setting(
@@ -148,9 +175,17 @@ class Settings:
         """(name, value, origin) of every setting, with secrets masked."""
         return [(f.name, mask(f.name, getattr(self, f.name)), self.origins.get(f.name, "default")) for f in fields()]
 
+    @property
+    def corrupt(self) -> str:
+        """What is done with a corrupt value: recompute, set-aside, copy or stop."""
+        if self.on_corrupt != "auto":
+            return self.on_corrupt
+        return "recompute" if self.recordings_location else "set-aside"
+
     def identity(self) -> dict[str, Any]:
-        """The settings that decide what stands in Redis."""
-        return {f.name: getattr(self, f.name) for f in fields() if f.metadata["identity"]}
+        """The settings that decide what stands in Redis. Of `on_corrupt` that is only whether corrupt values do."""
+        named = {f.name: getattr(self, f.name) for f in fields() if f.metadata["identity"]}
+        return {**named, "copies_corrupt": self.corrupt == "copy"}
 
     def fingerprint(self) -> str:
         """Equal for two runs exactly when they would write the same keys and values."""
@@ -230,6 +265,10 @@ def mask(name: str, value: object) -> str:
     text = ", ".join(value) if isinstance(value, tuple) else str(value)
     if name == "redis_url":
         return _masked_url(text)
+    if name == "recordings_location" and text:  # the query of its URL may hold a token
+        from cachemig.recordings.location import masked
+
+        return masked(text)
     if name == "dsn" and text:
         from psycopg import ProgrammingError, conninfo
 

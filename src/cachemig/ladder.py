@@ -35,6 +35,7 @@ ALLOWED: dict[str, frozenset[Phase]] = {
     "backfill": frozenset({Phase.DUAL_WRITE}),
     "sync": frozenset({Phase.DUAL_WRITE}),
     "verify": frozenset({Phase.DUAL_WRITE}),
+    "recompute": frozenset({Phase.DUAL_WRITE}),  # the repaired value is delivered by capture and sync
     "clean": frozenset({Phase.IDLE}),
 }
 

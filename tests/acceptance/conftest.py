@@ -115,5 +115,8 @@ def table(database: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
             "CREATE TABLE therapy_sessions (id int PRIMARY KEY, file_hash text UNIQUE, analytics_cache jsonb,"
             " last_accessed_at timestamptz, created_at timestamptz)"
         )
-        conn.execute("INSERT INTO therapy_sessions VALUES (1, 'h1', '{\"v\": 1}'), (2, 'h2', '{\"v\": 2}')")
+        conn.execute(
+            "INSERT INTO therapy_sessions"
+            " VALUES (1, 'h1', '{\"channels_analyzed\": 1}'), (2, 'h2', '{\"channels_analyzed\": 2}')"
+        )
         yield conn

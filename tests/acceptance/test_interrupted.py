@@ -81,7 +81,7 @@ def test_stopped_and_resumed(
 ) -> None:
     table.execute(
         "INSERT INTO therapy_sessions SELECT n, 'k' || n,"
-        " jsonb_build_object('v', repeat(md5(n::text), 100)), NULL, NULL"
+        " jsonb_build_object('channels_analyzed', 1, 'v', repeat(md5(n::text), 100)), NULL, NULL"
         " FROM generate_series(10, 20000) AS n"
     )
     operator.environment["CACHEMIG_CHUNK_BYTES"] = "512KiB"

@@ -48,7 +48,7 @@ def test_from_2_bytes_to_100_mb_in_bounded_memory(operator: Operator, table: Tab
     operator.fine("sync", "--once")
     table.execute(
         "INSERT INTO therapy_sessions SELECT n, 'm' || n,"
-        " jsonb_build_object('v', repeat(md5(n::text), 32768)), NULL, NULL"
+        " jsonb_build_object('channels_analyzed', 1, 'v', repeat(md5(n::text), 32768)), NULL, NULL"
         " FROM generate_series(10, 160) AS n"
     )
     assert peak_mb(operator, "backfill") < 120  # 150 values of 1 MB
@@ -56,11 +56,11 @@ def test_from_2_bytes_to_100_mb_in_bounded_memory(operator: Operator, table: Tab
     for number in range(3):
         table.execute(
             "INSERT INTO therapy_sessions "
-            "VALUES (%s, %s, jsonb_build_object('v', repeat('x', 100 * 1024 * 1024)), NULL, NULL)",
+            "VALUES (%s, %s, jsonb_build_object('channels_analyzed', 1, 'v', repeat('x', 100 << 20)), NULL, NULL)",
             [1000 + number, f"large{number}"],
         )
     assert peak_mb(operator, "sync", "--once") < 400
     assert redis.get(f"{prefix}two bytes") == b"[]"
-    assert redis.strlen(f"{prefix}large2") == 100 * MB + len('{"v": ""}')
+    assert redis.strlen(f"{prefix}large2") == 100 * MB + len('{"v": "", "channels_analyzed": 1}')
     assert peak_mb(operator, "backfill", "--restart") < 400
     assert peak_mb(operator, "verify") < 500

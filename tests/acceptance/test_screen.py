@@ -54,7 +54,7 @@ def at_a_terminal(operator: Operator, *arguments: str) -> tuple[int, str]:
 def test_progress_moves_at_a_terminal(operator: Operator, table: Table) -> None:
     table.execute(
         "INSERT INTO therapy_sessions SELECT n, 'k' || n,"
-        " jsonb_build_object('v', repeat(md5(n::text), 100)), NULL, NULL"
+        " jsonb_build_object('channels_analyzed', 1, 'v', repeat(md5(n::text), 100)), NULL, NULL"
         " FROM generate_series(10, 8000) AS n"
     )
     operator.fine("init")

@@ -14,7 +14,7 @@ from redis import Redis
 from cachemig.config import Settings, load
 from cachemig.progress import Progress
 from cachemig.steps import backfill, dual_write, init, sync, verify
-from cachemig.steps.stop import Stop
+from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 
 T = TypeVar("T")
@@ -59,6 +59,7 @@ class Migrating:
         flags: dict[str, str | None] = {
             "table": "sessions",
             "column": "cache",
+            "shape": "object",
             "ttl_from": "seen_at",
             "grace": "50ms",
             "lock_timeout": "200ms",

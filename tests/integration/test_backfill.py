@@ -19,7 +19,7 @@ from cachemig.entries.entry import EPOCH
 from cachemig.errors import Interrupted, NotInitialised, Refused, SettingsDiffer, TargetFull
 from cachemig.source import chunks
 from cachemig.steps import backfill as step
-from cachemig.steps.stop import Stop
+from cachemig.stop import Stop
 from tests.conftest import OwnRedis
 from tests.integration.conftest import Migrating, finish
 

@@ -19,7 +19,7 @@ from cachemig.source.table import inspect
 from cachemig.steps import backfill as backfill_step
 from cachemig.steps import delivery, dual_write, resync
 from cachemig.steps import epoch as epoch_step
-from cachemig.steps.stop import Stop
+from cachemig.stop import Stop
 from cachemig.targets.redis import Write
 from tests.conftest import OwnPostgres, OwnRedis
 from tests.integration.conftest import TABLE, Migrating, finish

@@ -11,7 +11,7 @@ import pytest
 from cachemig.steps import backfill as backfill_step
 from cachemig.steps import orders
 from cachemig.steps import sync as sync_step
-from cachemig.steps.stop import Stop
+from cachemig.stop import Stop
 from tests.integration.conftest import Migrating, finish
 
 

@@ -25,8 +25,8 @@ from cachemig.steps.dual_write import switch
 from cachemig.steps.init import init
 from cachemig.steps.plan import plan
 from cachemig.steps.status import status
-from cachemig.steps.stop import Stop
 from cachemig.steps.sync import sync
+from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 from tests.conftest import OwnPostgres
 from tests.integration.conftest import finish

@@ -15,7 +15,7 @@ from cachemig.source import ledger, queries, scan
 from cachemig.source.table import inspect
 from cachemig.steps import delivery
 from cachemig.steps import sync as step
-from cachemig.steps.stop import Stop
+from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 from tests.integration.conftest import Migrating, finish
 

@@ -11,7 +11,7 @@ import pytest
 
 from cachemig.entries.verdicts import Verdict
 from cachemig.steps import sync as sync_step
-from cachemig.steps.stop import Stop
+from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 from tests.integration.conftest import Migrating, finish
 

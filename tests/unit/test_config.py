@@ -400,6 +400,13 @@ OTHER: dict[str, tuple[str, object, bool]] = {
     "ttl_from": ("now", "now", True),
     "ttl_jitter": ("0.2", 0.2, True),
     "shape": ("any", "any", True),
+    "on_corrupt": ("stop", "stop", False),
+    "recompute_profile": ("era", "era", False),
+    "recompute_shape": ("summary", "summary", False),
+    "recordings_location": ("/data/{file_path}", "/data/{file_path}", False),
+    "recordings_endpoint": ("https://s3.example", "https://s3.example", False),
+    "recordings_max_bytes": ("1KiB", 1024, False),
+    "recordings_timeout": ("5s", 5.0, False),
     "max_value_bytes": ("1MiB", 2**20, True),
     "capture": ("compare", "compare", False),
     "accept": ("a,b", ("a", "b"), False),
@@ -427,6 +434,17 @@ def test_the_fingerprint_changes_with_what_stands_in_redis_and_with_nothing_else
     assert (name in Settings().identity()) is decides
 
 
+def test_whether_corrupt_values_stand_in_redis_is_part_of_the_fingerprint() -> None:
+    assert Settings(on_corrupt="copy").fingerprint() != Settings().fingerprint()
+    assert Settings(on_corrupt="set-aside").fingerprint() == Settings(on_corrupt="recompute").fingerprint()
+
+
+def test_a_corrupt_value_is_recomputed_where_recordings_are_configured() -> None:
+    assert Settings().corrupt == "set-aside"
+    assert Settings(recordings_location="/data/{file_path}").corrupt == "recompute"
+    assert Settings(recordings_location="/data/{file_path}", on_corrupt="stop").corrupt == "stop"
+
+
 def test_the_fingerprint_does_not_ask_where_a_value_came_from(file: Path) -> None:
     file.write_text("ttl = 604800\nmax_value_bytes = '1024KiB'")
     of_flags = load({"ttl": "7d", "max_value_bytes": "1MiB"}, {})
@@ -436,4 +454,4 @@ def test_the_fingerprint_does_not_ask_where_a_value_came_from(file: Path) -> Non
 
 def test_the_fingerprint_does_not_move_between_releases() -> None:
     """It is stored in the database: another one of the same settings would end every migration under way."""
-    assert Settings().fingerprint() == "4a7e110061b1dccc"
+    assert Settings().fingerprint() == "fb196d9424d3c297"

@@ -123,7 +123,7 @@ def dual_write(
     run.show(result, render.switched)
 
 
-@command(app, MOVE, "chunk_bytes", "batch_bytes", "batch_keys", "max_rate", "retry_for")
+@command(app, MOVE, "chunk_bytes", "batch_bytes", "batch_keys", "max_rate", "retry_for", "on_corrupt")
 def backfill(
     run: Run,
     restart: Annotated[
@@ -270,6 +270,74 @@ def throttle(run: Run) -> None:
     if run.settings.origins.get("max_rate") != "--max-rate":
         raise ConfigError("say how much with --max-rate; 0 for no limit", hint="cachemig throttle --max-rate 10MiB")
     run.show(orders.give(run.settings, max_rate=run.settings.max_rate), render.orders)
+
+
+@command(app, MOVE, "on_corrupt", "recompute_shape", "recordings_location", "recordings_endpoint", "retry_for")
+def recompute(
+    run: Run,
+    key: Annotated[list[str] | None, typer.Option(metavar="KEY", help="this key; may be repeated")] = None,
+    all_corrupt: Annotated[bool, typer.Option("--all-corrupt", help="every key that is set aside")] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="RECORDING", help="only show what this C3D file gives; writes nothing"),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(metavar="head|era", help=r"which of the application's algorithms \[recompute_profile]")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="show how far a recompute is from what is stored; writes nothing")
+    ] = False,
+    sample: Annotated[int, typer.Option(min=1, metavar="N", help="with --compare: so many keys at random")] = 20,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="with --file or --key: draw the recording as .png or .svg")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="with --key: also where the value is sound")] = False,
+    annotate: Annotated[
+        bool, typer.Option("--annotate", help="write into the payload that it was recomputed, and how")
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="put back what repairs replaced, of --key or of all")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Repair corrupt values in the table: decode them, or compute them anew from their recordings.
+
+    What is replaced is kept, and --undo puts it back. Example: cachemig recompute --all-corrupt --dry-run; and
+    cachemig recompute --compare; cachemig recompute --file session.c3d --json
+    """
+    from dataclasses import replace
+
+    from cachemig.steps import compare as comparing
+    from cachemig.steps import recompute as step
+
+    if profile not in (None, "head", "era"):
+        raise ConfigError("--profile is head or era", hint="cachemig recompute --compare shows which is closer")
+    settings = replace(run.settings, recompute_profile=profile) if profile else run.settings
+    asked = [file is not None, compare, undo, all_corrupt, bool(key) and not (compare or undo)]
+    if sum(asked) != 1 or (force and not key) or (plot and not (file or (key and len(key) == 1))):
+        raise ConfigError(
+            "say one of --key, --all-corrupt, --file, --compare and --undo; --force wants --key, --plot a key or a file",
+            hint="cachemig recompute --all-corrupt --dry-run",
+        )
+    if plot:
+        from cachemig.steps import plot as drawing
+
+        run.show(run.drive(lambda stop: drawing.plot(settings, stop, plot, file, key)), render.plotted)
+    elif file:
+        run.show(step.of_file(settings, file), render.payload)
+    elif compare:
+        run.show(run.drive(lambda stop: comparing.compare(settings, stop, key, sample=sample)), render.compared)
+    elif undo:
+        with run.target() as target:
+            run.show(run.drive(lambda stop: step.undo(settings, target, stop, key)), render.undone)
+    else:
+        with run.target() as target:
+            result = run.drive(
+                lambda stop: step.recompute(
+                    settings, target, stop, key or None, force=force, annotate=annotate, dry_run=dry_run
+                )
+            )
+        run.show(result, render.recomputed)
+        if result.left:
+            run.exit_code = Exit.REFUSED
 
 
 @command(app, LOOK)

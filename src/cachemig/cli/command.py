@@ -22,7 +22,7 @@ from cachemig.cli.screen import Screen
 from cachemig.progress import Progress
 
 if TYPE_CHECKING:
-    from cachemig.steps.stop import Stop
+    from cachemig.stop import Stop
     from cachemig.targets.redis import RedisTarget
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class Run:
     def drive(self, step: Callable[[Stop], Generator[Progress, None, T]]) -> T:
         """Runs a step to its end, drawing its progress; the first Ctrl-C or SIGTERM asks it to stop, the second one
         stops at once."""
-        from cachemig.steps.stop import Stop
+        from cachemig.stop import Stop
 
         stop = Stop()
         with _signals(stop, self.screen), self.screen.progress(self.name) as draw:

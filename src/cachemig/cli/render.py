@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cachemig.cli.screen import Screen, in_bytes, in_time
 
 if TYPE_CHECKING:
     from cachemig.steps.backfill import Backfilled, Outlook
     from cachemig.steps.clean import Rubbish
+    from cachemig.steps.compare import Compared, Deviation
     from cachemig.steps.delivery import Tally
     from cachemig.steps.doctor import Finding
     from cachemig.steps.dual_write import Switched
     from cachemig.steps.init import Initialised
     from cachemig.steps.orders import Given
     from cachemig.steps.plan import Plan
+    from cachemig.steps.recompute import Recomputed, Undone
     from cachemig.steps.resync import Resynced
     from cachemig.steps.status import Status
     from cachemig.steps.sync import Backlog, Synced
@@ -87,23 +90,111 @@ def _tally(screen: Screen, tally: Tally) -> None:
         ("delivered", tally.delivered, in_bytes(tally.bytes)),
         ("removed", tally.removed, "no row holds a value for the key any more"),
         ("expired", tally.expired, "past their time: skipped"),
-        ("set aside", tally.set_aside, "corrupt in the table: not copied; cachemig status names them"),
+        ("copied", tally.copied, "of them corrupt, by on_corrupt = copy: " + _named(tally.faults)),
+        ("set aside", tally.set_aside, f"corrupt in the table, not copied: {_named(tally.faults)}"),
         ("failed", tally.failed, "Redis refused them; cachemig status says why"),
         ("refused as older", tally.older, "Redis had a newer state already"),
     ]
     screen.table(("", "", ""), [row for row in rows if row[1]], numbers=(1,))
 
 
+def _named(faults: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(faults.items()))
+
+
 def backfilled(screen: Screen, result: Backfilled) -> None:
     resumed = f", after {result.resumed_at:,} that were done before" if result.resumed_at else ""
     screen.line(f"backfill is complete: {result.chunks:,} chunks{resumed}, in {in_time(result.seconds)}")
     _tally(screen, result.tally)
+    if result.repaired:
+        screen.line(
+            f"{result.repaired:,} corrupt values were repaired in the table; cachemig recompute --undo puts them back"
+        )
     if result.left_over:
         screen.line(f"{result.left_over:,} of them no chunk had delivered; the closing search found them")
     if result.tally.failed:
         screen.next("cachemig status for the reasons, then cachemig backfill to try them again")
     else:
         screen.next("cachemig sync --once, then cachemig verify")
+
+
+def payload(screen: Screen, result: dict[str, Any]) -> None:
+    rows = [
+        (
+            base,
+            f"{record['contraction_count']} contractions, {record['total_time_under_tension_ms'] / 1000:.1f} s in all, "
+            f"RMS {record['rms'] * 1e6:.1f} µV, MPF {_hertz(record['mpf'])}, MDF {_hertz(record['mdf'])}",
+        )
+        for base, record in result["analytics"].items()
+    ]
+    screen.table(("muscle", "analytics"), rows)
+    if not rows:
+        screen.line("no muscle has a signal that the application would analyse: the payload's analytics are {}")
+    screen.next("the same with --json for the whole payload")
+
+
+def _hertz(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} Hz"
+
+
+def recomputed(screen: Screen, result: Recomputed) -> None:
+    would = "would be " if result.dry_run else ""
+    screen.line(
+        f"{result.looked_at:,} keys in {in_time(result.seconds)}: {result.recomputed:,} {would}recomputed "
+        f"(profile {result.profile}, shape {result.shape}), {result.decoded:,} {would}decoded, {result.sound:,} sound"
+    )
+    rows = [(case.key, case.what, case.why) for case in result.cases if case.what != "sound"]
+    if rows:
+        screen.table(("key", "", "why"), rows)
+    for name, count in sorted(result.left.items()):
+        screen.line(f"{count:,} × {name}: still corrupt, and not in Redis")
+    if result.left:
+        screen.next("mend the reason and run it again; cachemig verify --accept-set-aside N accepts what is left")
+    elif result.dry_run:
+        screen.next("the same without --dry-run")
+    else:
+        screen.next("cachemig verify; cachemig recompute --undo puts back what was replaced")
+
+
+def undone(screen: Screen, result: Undone) -> None:
+    screen.line(f"{result.undone:,} values put back; {result.changed_since:,} left alone: written since")
+    screen.next("cachemig verify")
+
+
+def compared(screen: Screen, result: Compared) -> None:
+    profiles = list(result.profiles)
+    rows = []
+    for name in sorted({name for fields in result.profiles.values() for name in fields}):
+        found = [result.profiles[profile].get(name) for profile in profiles]
+        if all(f is not None and f.equal == f.compared and not f.only_one_side for f in found):
+            continue
+        rows.append((name, *(_deviation(f) for f in found)))
+    if rows:
+        screen.table(("field", *profiles), rows)
+    screen.line("fields that are not listed are the same by every profile" if rows else "no field differs")
+    for profile in profiles:
+        screen.line(
+            f"{profile}: {result.alike[profile]:,} of {result.entries:,} entries are as stored, but for the time"
+        )
+    for name, count in sorted(result.left.items()):
+        screen.line(f"{count:,} × {name}: not compared")
+    if result.closest:
+        screen.next(f"cachemig recompute --all-corrupt --profile {result.closest} --dry-run")
+
+
+def _deviation(found: Deviation | None) -> str:
+    if found is None:
+        return "-"
+    parts = [f"{found.equal:,} of {found.compared:,} equal"] if found.compared else []
+    if found.largest > 0:
+        parts.append(f"up to {found.largest:.1e} off")
+    if found.only_one_side:
+        parts.append(f"{found.only_one_side:,} on one side only")
+    return ", ".join(parts)
+
+
+def plotted(screen: Screen, path: Path) -> None:
+    screen.line(f"drawn: {path}")
 
 
 def backlog(screen: Screen, result: Backlog) -> None:

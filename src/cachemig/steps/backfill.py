@@ -29,7 +29,7 @@ from cachemig.steps import epoch
 from cachemig.steps.delivery import Tally, deliver
 from cachemig.steps.orders import Orders, Paused
 from cachemig.steps.retry import Reconnecting, attempts, reason
-from cachemig.steps.stop import Stop
+from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 
 RESUME = "run the same command again: cachemig backfill goes on where it stopped"
@@ -48,6 +48,8 @@ class Backfilled:
     """New epochs that began during this run, because a server may have lost what it had acknowledged."""
     left_over: int = 0
     """Entries that no chunk had delivered and the anti-join found."""
+    repaired: int = 0
+    """Corrupt values that were decoded or recomputed in the table, and delivered."""
     seconds: float = 0.0
 
     def figures(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class Backfilled:
             "chunks": self.chunks,
             "epochs": self.epochs,
             "left_over": self.left_over,
+            "repaired": self.repaired,
             "seconds": round(self.seconds, 3),
         }
 
@@ -117,6 +120,10 @@ def backfill(
                 break
             restart = False
             result.epochs += 1
+        if settings.corrupt == "recompute" and "set-aside" in ledger.counts(session.get()):
+            from cachemig.steps.recompute import recompute  # NumPy's neighbours are loaded only where they are needed
+
+            result.repaired = (yield from recompute(settings, target, stop, None)).repaired
         result.seconds = time.monotonic() - began
         control.journal(session.get(), "backfill", result.figures())
     return result
@@ -191,7 +198,7 @@ class _Run:
             entries = scan.read_chunk(conn, self.table, chunk.lower, chunk.upper)
             with transaction(conn, read_only=True):
                 records = yield from self._delivered(entries, tally)
-        except Interrupted:
+        except (Interrupted, Refused):
             chunks.release(conn, chunk, self.owner)
             raise
         except Paused:
@@ -259,6 +266,11 @@ class _Run:
         shown = time.monotonic()
         with closing(entries), closing(deliver(self.target, entries, tally)) as records:
             for record in records:
+                if record.state == "set-aside" and self.settings.corrupt == "stop":
+                    raise Refused(
+                        f"{record.key} is corrupt ({record.error}), and on_corrupt is stop",
+                        hint="repair the row; or --on-corrupt set-aside, recompute or copy",
+                    )
                 done.append(record)
                 failpoints.hit("backfill-during-delivery")
                 self.orders.spend(record.nbytes or 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cachemig.config import Settings
 from cachemig.entries.codec import encode
@@ -26,12 +26,17 @@ class Tally:
     removed: int = 0
     older: int = 0
     """Refused by Redis because it held a newer state already."""
+    copied: int = 0
+    """Corrupt and delivered all the same, by `on_corrupt = copy`."""
     bytes: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    """Corrupt values by name of the fault."""
 
     def add(self, record: Record) -> None:
         match record.state:
             case "delivered":
                 self.delivered += 1
+                self.copied += record.error is not None
                 self.bytes += record.nbytes or 0
             case "expired":
                 self.expired += 1
@@ -41,6 +46,9 @@ class Tally:
                 self.failed += 1
             case "removed":
                 self.removed += 1
+        if record.error is not None and record.state != "failed":
+            name = record.error.partition(":")[0]
+            self.faults[name] = self.faults.get(name, 0) + 1
 
     @property
     def entries(self) -> int:
@@ -48,7 +56,10 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
+            if name == "faults":
+                self.faults = {fault: self.faults.get(fault, 0) + value.get(fault, 0) for fault in self.faults | value}
+            else:
+                setattr(self, name, getattr(self, name) + value)
 
 
 def deliver(target: RedisTarget, entries: Iterable[Entry], tally: Tally) -> Generator[Record, None, None]:
@@ -96,7 +107,7 @@ def plan(entry: Entry, settings: Settings, now_ms: int) -> tuple[Record, Write |
         return Record(entry.key, entry.version, "removed"), remove
     record = Record(entry.key, entry.version, "delivered", digest(entry.text), len(entry.text))
     record.error = fault(entry.text, settings)
-    if record.error is not None:
+    if record.error is not None and (settings.corrupt != "copy" or record.error.startswith("too-large")):
         record.state = "set-aside"
         return record, remove
     record.expires_at_ms = entry.expires_at_ms

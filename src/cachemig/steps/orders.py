@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cachemig.config import Settings
 from cachemig.source import control, queries
 from cachemig.source.connect import Connection, connect, source_errors, transaction
-from cachemig.steps.stop import Stop
+from cachemig.stop import Stop
 
 _EVERY_S = 0.5
 _MOST_SLEEP_S = 0.25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from cachemig.errors import PrivilegeMissing, TargetError
 from cachemig.ladder import Phase
 from cachemig.source import control, queries
 from cachemig.source.connect import Connection, connect, source_errors, transaction
-from cachemig.source.scan import copy_rows
+from cachemig.source.scan import Field, copy_rows
 from cachemig.source.table import Table, inspect, size
 from cachemig.targets.faults import target_errors
 from cachemig.targets.redis import RedisTarget
@@ -153,9 +154,10 @@ class Plan:
 
 class _Row(NamedTuple):
     key: str | None
-    head: str | None
     bytes: int | None
     """None: the row holds no value."""
+    fault: str | None
+    """Name of what makes the value corrupt."""
     lifetime_from: int | None
     place: int
 
@@ -272,12 +274,37 @@ def _rows(conn: Connection, table: Table, of: int | None, table_bytes: int) -> l
         sample = sql.SQL("TABLESAMPLE SYSTEM ({})").format(sql.Literal(min(100.0, 100 * want / max(of, 1))))
         want *= 4  # pages are taken, not rows: let it be some more
     for chosen in (sample, sql.SQL("TABLESAMPLE SYSTEM (100)")):
-        query = queries.query("plan", "rows", **_parts(table), sample=chosen, limit=sql.Literal(want))
-        with source_errors():
-            read = [_Row(*row) for row in conn.execute(query).fetchall()]
+        query = queries.query(
+            "plan", "rows", **_parts(table), sample=chosen, limit=sql.Literal(want),
+            text=sql.SQL("{}" if table.settings.shape == "emg" else "pg_catalog.left({}, 64)").format(_TEXT),
+        )  # fmt: skip
+        read = [_row(table.settings, row) for row in copy_rows(conn, query)]
         if read or of is None:
             return read
     return []
+
+
+_TEXT = sql.SQL("t.cachemig_text")
+_INTEGER = struct.Struct("!i")
+_BIGINT = struct.Struct("!q")
+
+
+def _row(settings: Settings, fields: list[Field]) -> _Row:
+    """A row of the query, its text looked at and let go."""
+    key, text, nbytes, lifetime_from, place = fields
+    assert place is not None
+    name = None
+    if text is not None and nbytes is not None:
+        length = int(_INTEGER.unpack(nbytes)[0])
+        found = f"too-large: {length}" if length > settings.max_value_bytes else fault(text, settings)
+        name = found.partition(":")[0] if found else None
+    return _Row(
+        None if key is None else str(key, "utf-8"),
+        None if nbytes is None else int(_INTEGER.unpack(nbytes)[0]),
+        name,
+        None if lifetime_from is None else int(_BIGINT.unpack(lifetime_from)[0]),
+        int(_BIGINT.unpack(place)[0]),
+    )
 
 
 def _parts(table: Table) -> dict[str, sql.Composable]:
@@ -332,22 +359,14 @@ class _Counts:
             if row.bytes is None or row.key is None or (row.place > 1 and not shared.sampled):
                 continue
             weight = shared.weights.get(row.key, 1.0)
-            if (name := _fault(row, settings)) is not None:
-                self.corrupt[name] += 1
+            if row.fault is not None:
+                self.corrupt[row.fault] += 1
             elif _expired(row, settings, now):
                 self.expired += weight
             else:
                 self.entries += weight
                 self.bytes += row.bytes * weight
                 self.name_bytes += (name_extra + len(row.key.encode())) * weight
-
-
-def _fault(row: _Row, settings: Settings) -> str | None:
-    assert row.bytes is not None
-    if row.bytes > settings.max_value_bytes:
-        return "too-large"
-    found = fault((row.head or "").encode(), settings)
-    return found.partition(":")[0] if found else None
 
 
 def _expired(row: _Row, settings: Settings, now: float) -> bool:

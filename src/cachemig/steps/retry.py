@@ -11,10 +11,11 @@ from tenacity.wait import wait_random_exponential
 from cachemig import errors
 from cachemig.config import Settings
 from cachemig.source.connect import Connection, connect, source_errors
-from cachemig.steps.stop import Stop
+from cachemig.stop import Stop
 
 TRANSIENT = (
     errors.SourceUnavailable,
+    errors.SourceReadOnly,  # a standby that is about to be promoted
     errors.TargetUnavailable,
     errors.TargetFull,
     errors.TargetReadOnly,  # a failover that the client has not noticed yet

@@ -20,7 +20,7 @@ from cachemig.steps import epoch
 from cachemig.steps.delivery import Tally, deliver
 from cachemig.steps.orders import Orders
 from cachemig.steps.retry import Reconnecting, attempts, reason
-from cachemig.steps.stop import Stop
+from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 
 RESUME = "cachemig sync --follow takes up where this stopped; nothing is lost meanwhile"

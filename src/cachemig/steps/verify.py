@@ -30,7 +30,7 @@ from cachemig.source.table import Table, inspect
 from cachemig.steps import epoch
 from cachemig.steps.judge import judge
 from cachemig.steps.retry import Reconnecting, attempts, reason
-from cachemig.steps.stop import Stop
+from cachemig.stop import Stop
 from cachemig.targets.redis import Found, RedisTarget
 
 RESUME = "verify starts from the beginning each time: cachemig verify"
@@ -58,6 +58,8 @@ class Verified:
     counts: Counter[Verdict] = field(default_factory=Counter)
     cases: list[Case] = field(default_factory=list)
     """The first SHOWN of each verdict that is not good."""
+    faults: Counter[str] = field(default_factory=Counter)
+    """Rows set aside, by name of the fault."""
     bytes: int = 0
     seconds: float = 0.0
     sample: int | None = None
@@ -78,6 +80,7 @@ class Verified:
     def figures(self) -> dict[str, Any]:
         return {
             "counts": {verdict.value: self.counts[verdict] for verdict in Verdict if self.counts[verdict]},
+            "faults": dict(sorted(self.faults.items())),
             "passed": self.outcome.passed,
             "sample": self.sample,
             "accept_set_aside": self.accept_set_aside,
@@ -177,9 +180,11 @@ class _Run:
         counted: bool = True,
     ) -> Generator[Progress, None, None]:
         before, looked_at, nbytes = self.result.counts.copy(), self.looked_at, self.result.bytes
+        faults = self.result.faults.copy()
         cases = len(self.result.cases)
         for attempt in attempts(self.settings, self.stop):
             self.result.counts, self.looked_at, self.result.bytes = before.copy(), looked_at, nbytes
+            self.result.faults = faults.copy()
             del self.result.cases[cases:]
             with (
                 attempt,
@@ -330,6 +335,7 @@ class _Run:
         self.result.bytes += len(known.entry.text or b"")
         if verdict is Verdict.SET_ASIDE:
             why = known.error or ""
+            self.result.faults[why.partition(":")[0]] += 1
         if TABLE[verdict].counts is not Counts.GOOD and self.result.counts[verdict] <= SHOWN:
             self.result.cases.append(Case(known.entry.key, verdict, why))
         if verdict in self.repairable:

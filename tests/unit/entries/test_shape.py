@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cachemig.config import Settings
 from cachemig.entries.shape import CORRUPT, fault
 
-OBJECT = Settings()
+OBJECT = Settings(shape="object")
 ANY = replace(OBJECT, shape="any")
 
 # The whole of what may be said: nothing of a value fits into it but its size.
@@ -61,7 +61,7 @@ def test_size() -> None:
 
 def test_every_name_is_explained() -> None:
     names = {said.partition(":")[0] for said in CASES.values() if said} | {"too-large"}
-    assert names == set(CORRUPT)
+    assert names < set(CORRUPT)  # the others are those of shape = emg (test_emg_shape.py)
     assert all(CORRUPT.values())
 
 

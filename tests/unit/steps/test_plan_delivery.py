@@ -19,7 +19,7 @@ NOW = 1_700_000_000_000
 LATER = NOW + 3_600_000
 TEXT = b'{"a": 1}'
 SHA = digest(TEXT)
-SETTINGS = Settings(ttl=3600.0)
+SETTINGS = Settings(ttl=3600.0, shape="object")
 ARRAY = b"[1]"
 SAID = "not-an-object: a JSON array"
 
