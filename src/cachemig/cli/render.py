@@ -143,9 +143,9 @@ def recomputed(screen: Screen, result: Recomputed) -> None:
         f"{result.looked_at:,} keys in {in_time(result.seconds)}: {result.recomputed:,} {would}recomputed "
         f"(profile {result.profile}, shape {result.shape}), {result.decoded:,} {would}decoded, {result.sound:,} sound"
     )
-    rows = [(case.key, case.what, case.why) for case in result.cases if case.what != "sound"]
-    if rows:
-        screen.table(("key", "", "why"), rows)
+    for case in sorted(result.cases, key=lambda case: case.what):
+        if case.what != "sound":
+            screen.line(f"{case.what:<12} {case.key}\n{'':12} {case.why}")
     for name, count in sorted(result.left.items()):
         screen.line(f"{count:,} × {name}: still corrupt, and not in Redis")
     if result.left:

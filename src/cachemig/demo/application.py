@@ -95,7 +95,8 @@ _TRANSACTIONS = (*_CHANGES, ("batches", 4), ("rolled_back", 3))
 # One step along the primary key; jsonb_typeof looks at the rows it passes, no more.
 _PICK: LiteralString = """
 SELECT id, file_hash FROM public.therapy_sessions
-WHERE id >= %(id)s AND (analytics_cache IS NULL OR jsonb_typeof(analytics_cache) = 'object')
+WHERE id >= %(id)s AND file_path NOT LIKE 'session-%%' -- those of uploads.py
+  AND (analytics_cache IS NULL OR jsonb_typeof(analytics_cache) = 'object')
 ORDER BY id LIMIT 1
 """
 _INSERT: LiteralString = """

@@ -19,6 +19,7 @@ from cachemig.demo.application import Application, Counts
 from cachemig.demo.load import load
 from cachemig.demo.payloads import Planted
 from cachemig.demo.servers import PostgresServer, RedisServer, what_root_does
+from cachemig.demo.uploads import Uploads, plant
 from cachemig.errors import Exit
 
 _TRAFFIC_PER_S = 40.0
@@ -47,11 +48,16 @@ def run_demo(*, rows: int, seed: int, keep: bool) -> int:
         dsn = postgres.dsn()
         with psycopg.connect(dsn, autocommit=True) as conn:
             planted = load(conn, rows, seed)
-        say(_what_was_planted(planted))
+            uploads = plant(conn, directory / "recordings", seed)
+        say(_what_was_planted(planted, uploads))
         typed = f"host={postgres.host} user=postgres dbname=postgres"  # as a person would write it
-        walk = _Walk(directory, {"CACHEMIG_DSN": typed, "CACHEMIG_REDIS_URL": redis.url})
+        location = f"{directory}/recordings/{{file_path}}"
+        walk = _Walk(
+            directory,
+            {"CACHEMIG_DSN": typed, "CACHEMIG_REDIS_URL": redis.url, "CACHEMIG_RECORDINGS_LOCATION": location},
+        )
         try:
-            counts = walk.whole_migration(Application(dsn, seed=seed, rate_per_s=_TRAFFIC_PER_S), len(planted.corrupt))
+            counts = walk.whole_migration(Application(dsn, seed=seed, rate_per_s=_TRAFFIC_PER_S), planted, uploads)
         except _Unexpected as exc:
             say(f"\nThe demo stopped: the last command ended with exit code {exc.code}, which was not expected.")
             return exc.code
@@ -71,7 +77,8 @@ class _Walk:
         self.directory = directory
         self.environment = environment
 
-    def whole_migration(self, application: Application, corrupt: int) -> Counts:
+    def whole_migration(self, application: Application, planted: Planted, uploads: Uploads) -> Counts:
+        beyond_repair = len(planted.corrupt) - planted.decodable + len(uploads.lost)
         say(f"\nA simulated application now writes about {_TRAFFIC_PER_S:.0f} changes a second, to the end.")
         with application:
             self.run("doctor", why="What stands in the way?")
@@ -79,7 +86,7 @@ class _Walk:
             self.run("init", why="Begin: a control schema, nothing else.")
             self.run("dual-write", why="From here on every committed write leaves a mark.")
             with self.background("sync", "--follow", why="Deliver the marks, all the time."):
-                self.run("backfill", why="Deliver everything else.")
+                self.run("backfill", "--on-corrupt", "set-aside", why="Deliver everything else, but what is corrupt.")
                 self.run(
                     "verify",
                     expected=Exit.REFUSED,
@@ -87,13 +94,25 @@ class _Walk:
                     "corrupt rows first.",
                 )
                 self.run("status", why="They are not copied and not lost: the ledger names them.")
+                self.run(
+                    "recompute",
+                    "--compare",
+                    *(part for key in uploads.sound[:2] for part in ("--key", key)),
+                    why="Some have their recording still. Which of the application's algorithms gives what is stored?",
+                )
+                self.run(
+                    "recompute",
+                    "--all-corrupt",
+                    expected=Exit.REFUSED,
+                    why="Repair what can be repaired; what it replaces is kept. It says no while some are left.",
+                )
                 counts = application.stop()
             self.run("sync", "--once", why="The application rests; deliver what it wrote last.")
             self.run(
                 "verify",
                 "--accept-set-aside",
-                str(corrupt),
-                why="The proof, with the corrupt rows accepted by number.",
+                str(beyond_repair),
+                why="The proof, with the rows that cannot be repaired accepted by number.",
             )
         return counts
 
@@ -140,12 +159,15 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _what_was_planted(planted: Planted) -> str:
+def _what_was_planted(planted: Planted, uploads: Uploads) -> str:
     kinds = ", ".join(f"{count:,} {kind.value.replace('_', ' ')}" for kind, count in planted.kinds.items() if count)
     corrupt = "\n".join(f"  {row.kind.value.replace('_', ' ')}: {row.file_hash}" for row in planted.corrupt)
+    sessions = planted.rows + len(uploads.sound) + len(uploads.corrupt) + len(uploads.lost)
+    broken = "\n".join(f"  {what}: {key}" for key, what in {**uploads.corrupt, **uploads.lost}.items())
     return (
-        f"therapy_sessions holds {planted.rows:,} sessions ({kinds}).\n"
-        f"{len(planted.corrupt)} of them are corrupt, on purpose:\n{corrupt}"
+        f"therapy_sessions holds {sessions:,} sessions ({kinds}; 10 with a recording).\n"
+        f"{len(planted.corrupt) + len(uploads.corrupt) + len(uploads.lost)} of them are corrupt, on purpose:\n{corrupt}"
+        f"\n{broken}"
     )
 
 

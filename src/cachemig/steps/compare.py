@@ -174,7 +174,10 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Leaf]]:
 
 
 def general(path: Path) -> str:
-    """The path without names of channels and numbers of elements: a label may be a patient's."""
+    """The path without names of channels and numbers of elements: a label may be a patient's. What is said of the run
+    as a whole is one field."""
+    if path[:1] == ("processing_params",):
+        return "processing_params"
     parts: list[str] = []
     for at, part in enumerate(path):
         if isinstance(part, int):
