@@ -9,6 +9,9 @@
 -- Each is a login role without a password: give it one by \password, or let pg_hba.conf decide. They are not meant to
 -- be granted to other roles: BYPASSRLS is not inherited, and what a member creates belongs to the member.
 --
+-- Where corrupt values are to be repaired in the table (cachemig recompute, backfill with recordings), add
+--   -v repair=analytics_cache
+--
 -- Where nobody is superuser (a managed server), run it as the table's owner with
 --   -v owner_role=NAME_OF_THE_TABLES_OWNER
 -- Then that role runs init, dual-write and clean, and no cachemig_owner is made.
@@ -47,8 +50,11 @@ GRANT CONNECT ON DATABASE :"database" TO cachemig_reader, cachemig_worker, :"own
 GRANT USAGE ON SCHEMA :"table_schema" TO cachemig_reader, cachemig_worker;
 
 -- SELECT, on the table as a whole: rows are read by their place too (ctid, tableoid), and plan counts them all.
--- No right to write it, for any of the three: cachemig does not change the application's rows.
+-- No right to write it, for any of the three: cachemig does not change the application's rows, but for repairs.
 GRANT SELECT ON :"table_schema".:"table_name" TO cachemig_reader, cachemig_worker;
+\if :{?repair}
+    GRANT UPDATE (:"repair") ON :"table_schema".:"table_name" TO cachemig_worker, :"owner_role";
+\endif
 
 -- TEMPORARY: the ledger is loaded through a temporary table. (PUBLIC has it unless it was revoked.) The owner has it
 -- because the gate of dual-write asks for what backfill will need.

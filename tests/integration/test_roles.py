@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Actors:
 
     def settings(self, role: str) -> Settings:
         environment = {"CACHEMIG_DSN": self.server.dsn(user=role), "CACHEMIG_REDIS_URL": self.redis_url}
-        return load({"key_template": f"{self.prefix}{{key}}"}, environment)
+        return load({"key_template": f"{self.prefix}{{key}}", "shape": "object"}, environment)
 
     def target(self, role: str) -> RedisTarget:
         return RedisTarget(self.settings(role), {})
@@ -101,6 +102,30 @@ def test_each_role_runs_its_commands(actors: Actors, tmp_path: Path) -> None:
     with actors.target(owner) as target:
         finish(switch(actors.settings(owner), target, enable=False))
         assert finish(clean(actors.settings(owner), target, execute=True)).schema
+
+
+def test_the_worker_repairs_the_column_where_it_was_told_to_and_nothing_else(actors: Actors, tmp_path: Path) -> None:
+    owner, worker = "cachemig_owner", "cachemig_worker"
+    psql(actors.server.dsn())
+    with actors.target(owner) as target:
+        init(actors.settings(owner), target, tmp_path)
+        finish(switch(actors.settings(owner), target, enable=True))
+    with psycopg.connect(actors.server.dsn(user="clinic"), autocommit=True) as application:
+        application.execute(
+            "UPDATE therapy_sessions SET analytics_cache = to_jsonb('{\"a\": 3}'::text) WHERE file_hash = 'hash7'"
+        )
+        with actors.target(worker) as target:
+            settings = replace(actors.settings(worker), on_corrupt="recompute")
+            with pytest.raises(PrivilegeMissing):
+                finish(backfill(settings, target, Stop()))
+            assert psql(actors.server.dsn(), "repair=analytics_cache").stderr == ""
+            assert finish(backfill(settings, target, Stop())).repaired == 1
+            assert target.fetch(["hash7"])[0].value == b'{"a": 3}'
+        with (
+            psycopg.connect(actors.server.dsn(user=worker)) as conn,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
+            conn.execute("UPDATE therapy_sessions SET status = 'failed'")
 
 
 def test_running_it_again_changes_nothing(postgres: PostgresServer) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cachemig.steps.init import Initialised
     from cachemig.steps.orders import Given
     from cachemig.steps.plan import Plan
-    from cachemig.steps.recompute import Recomputed, Undone
+    from cachemig.steps.recompute import OfFile, Recomputed, Undone
     from cachemig.steps.resync import Resynced
     from cachemig.steps.status import Status
     from cachemig.steps.sync import Backlog, Synced
@@ -118,17 +118,20 @@ def backfilled(screen: Screen, result: Backfilled) -> None:
         screen.next("cachemig sync --once, then cachemig verify")
 
 
-def payload(screen: Screen, result: dict[str, Any]) -> None:
+def payload(screen: Screen, result: OfFile) -> None:
     rows = [
         (
             base,
             f"{record['contraction_count']} contractions, {record['total_time_under_tension_ms'] / 1000:.1f} s in all, "
             f"RMS {record['rms'] * 1e6:.1f} µV, MPF {_hertz(record['mpf'])}, MDF {_hertz(record['mdf'])}",
         )
-        for base, record in result["analytics"].items()
+        for base, record in result.payload["analytics"].items()
     ]
-    screen.table(("muscle", "analytics"), rows)
-    if not rows:
+    if result.warning:
+        screen.line(f"warning: {result.warning}", style="yellow")
+    elif rows:
+        screen.table(("muscle", "analytics"), rows)
+    else:
         screen.line("no muscle has a signal that the application would analyse: the payload's analytics are {}")
     screen.next("the same with --json for the whole payload")
 

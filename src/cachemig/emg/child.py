@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> int:
         samples: Bytes = b""
         with _ends_with_its_parent(requests.fileno()):
             try:
-                recording = reader.read(body if request["path"] is None else Path(request["path"]), file_bytes)
+                source = body if request["path"] is None else Path(request["path"])
+                recording = reader.read(source, file_bytes, aborted_as_is=bool(request.get("aborted_as_is")))
                 if request["do"] == "read":
                     answer, samples = _as_read(recording)
                 else:

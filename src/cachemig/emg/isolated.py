@@ -245,13 +245,23 @@ class Isolated:
         samples = np.frombuffer(body, dtype="<f8").reshape(answer["shape"])
         return Recording(tuple(answer["labels"]), samples, answer["sampling_rate_hz"])
 
-    def analyse(self, source: bytes | Path, profile: Profile, options: Options, cached_at: datetime) -> dict[str, Any]:
-        """What payload.payload makes of the recording, computed in the child. RecordingError as for `read`."""
+    def analyse(
+        self,
+        source: bytes | Path,
+        profile: Profile,
+        options: Options,
+        cached_at: datetime,
+        *,
+        aborted_as_is: bool = False,
+    ) -> dict[str, Any]:
+        """What payload.payload makes of the recording, computed in the child. RecordingError as for `read`; with
+        `aborted_as_is` an aborted recording gives the application's empty analytics instead."""
         request: Json = {
             "do": "analyse",
             "profile": profile.name,
             "options": asdict(options),
             "cached_at": cached_at.isoformat(),
+            "aborted_as_is": aborted_as_is,
         }
         return self._ask(request, source)[0]
 

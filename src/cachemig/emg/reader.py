@@ -17,17 +17,24 @@ from cachemig.emg.errors import RecordingError
 from cachemig.emg.recording import Recording
 
 
-def read(source: bytes | Path, max_bytes: int = checks.MAX_BYTES) -> Recording:
+def read(source: bytes | Path, max_bytes: int = checks.MAX_BYTES, *, aborted_as_is: bool = False) -> Recording:
     """Labels, samples in volts and rate of a recording that passed every check of checks.py; else RecordingError.
 
     The bytes that are checked are the ones that ezc3d gets, whatever happens to the file meanwhile. The rate is never
-    None here: a file whose rate cannot be confirmed is refused.
+    None here: a file whose rate cannot be confirmed is refused. `aborted_as_is`: an aborted recording gives what its
+    header says, one frame of zeros, which is what the application takes it for.
     """
     data = source if isinstance(source, bytes) else checks.contents(source, max_bytes)
-    header = checks.before_reading(data, max_bytes)
+    header = None
+    try:
+        header = checks.before_reading(data, max_bytes)
+    except RecordingError as exc:
+        if exc.name != "aborted" or not aborted_as_is:
+            raise
     with _as_file(data) as name:
         labels, samples, rate_hz, point_rate_hz = _read(name)
-    checks.after_reading(header, samples, rate_hz, point_rate_hz)
+    if header is not None:
+        checks.after_reading(header, samples, rate_hz, point_rate_hz)
     _check_labels(labels)
     try:
         return Recording(tuple(labels), samples, rate_hz)

@@ -161,13 +161,32 @@ def undo(
     return Undone(undone, changed)
 
 
-def of_file(settings: Settings, file: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class OfFile:
+    """The payload of a recording. `warning`: why it is not worth much."""
+
+    payload: dict[str, Any]
+    warning: str | None
+
+    def document(self) -> dict[str, Any]:
+        return self.payload
+
+
+def of_file(settings: Settings, file: Path) -> OfFile:
     """The payload of a recording, by the profile of the settings. Asks no server, writes nothing.
 
-    Raises RecordingError for whatever is wrong with the file.
+    Raises RecordingError for whatever is wrong with the file, but for an aborted one: that gives the empty analytics
+    which the application computes, and a warning. No entry is ever repaired with them.
     """
+    profile, now = PROFILES[settings.recompute_profile], datetime.now(UTC)
     with Isolated(Limits(file_bytes=settings.recordings_max_bytes)) as reader:
-        return reader.analyse(file, PROFILES[settings.recompute_profile], Options(), datetime.now(UTC))
+        try:
+            return OfFile(reader.analyse(file, profile, Options(), now), None)
+        except RecordingError as exc:
+            if exc.name != "aborted":
+                raise
+            payload = reader.analyse(file, profile, Options(), now, aborted_as_is=True)
+            return OfFile(payload, f"{exc}: the application's analytics of it are empty, and so are these")
 
 
 # Making a repair ----------------------------------------------------------------------------------------------------
