@@ -153,8 +153,15 @@ def test_the_dangerous_ones_are_found() -> None:
     assert not {file for file, _ in found} & {"catalog", "doctor", "plan", "scan"}, "these only read"
 
 
+WRITES_THE_TABLE = {("recompute", "repair"), ("recompute", "undo")}
+"""The statements that write rows of the application, each on condition of what it held."""
+
+
 @each
 def test_only_the_tools_own_objects_are_written(file: str, name: str) -> None:
+    if (file, name) in WRITES_THE_TABLE:
+        assert "pg_catalog.sha256" in bare(file, name)
+        return
     for target in re.findall(r"\b(?:INSERT INTO|DELETE FROM|(?<!FOR )(?<!DO )UPDATE)\s+([\w.{]+)", bare(file, name)):
         assert target.startswith("cachemig.") or target in ("OF", "ON", "SET"), f"{file}.{name} writes {target}"
 
