@@ -48,7 +48,7 @@ WHERE id = (SELECT id FROM cachemig.chunk
                OR (state = 'running' AND (lease_until < pg_catalog.clock_timestamp() OR owner = %(owner)s
                                         OR owner = ANY (%(dead)s)))
             ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
-  AND EXISTS (SELECT FROM cachemig.migration WHERE phase = %(phase)s AND epoch = %(epoch)s)
+  AND EXISTS (SELECT FROM cachemig.migration WHERE phase = ANY (%(phases)s) AND epoch = %(epoch)s)
 RETURNING id, lower, upper, attempts;
 
 -- name: finish_chunk

@@ -18,6 +18,7 @@ CREATE FUNCTION cachemig.key_id(key text) RETURNS bytea
 CREATE TABLE cachemig.migration (
     only_one     boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     phase        text NOT NULL,
+    percent      double precision NOT NULL DEFAULT 0 CHECK (percent BETWEEN 0 AND 100),  -- of the keys, read from Redis
     -- -1: none begun; the first is 0. Below 8192, so that epoch * 2^40 + count stays exact in Lua's doubles.
     epoch        integer NOT NULL DEFAULT -1 CHECK (epoch BETWEEN -1 AND 8191),
     settings     jsonb NOT NULL,
@@ -52,7 +53,8 @@ CREATE TABLE cachemig.change (
     at  timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,
         autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
-CREATE INDEX change_key ON cachemig.change (cachemig.key_id(key));
+-- By a cheap hash, because every write of the application pays for it: a collision costs one row more to look at.
+CREATE INDEX change_key ON cachemig.change (pg_catalog.hashtextextended(key, 0));
 COMMENT ON TABLE cachemig.change IS 'cachemig: one row per committed write that is not delivered yet';
 
 CREATE TABLE cachemig.truncation (
@@ -119,6 +121,33 @@ CREATE TABLE cachemig.lease (
 );
 COMMENT ON TABLE cachemig.lease IS 'cachemig: who may move the ladder at the moment';
 
+CREATE TABLE cachemig.client (
+    id          text PRIMARY KEY,
+    name        text NOT NULL,
+    phase       text,              -- what it acts on, with percent and epoch; null: registered, nothing taken up yet
+    percent     double precision,
+    epoch       integer,
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    lease_until timestamptz NOT NULL,  -- live before that; its row stays a day for its stats
+    stats       jsonb NOT NULL DEFAULT '{}'
+);
+COMMENT ON TABLE cachemig.client IS 'cachemig: applications that route by phase; a step waits for the live ones';
+
+CREATE TABLE cachemig.archive (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    who        text NOT NULL,
+    location   text NOT NULL,
+    rows       bigint NOT NULL,
+    entries    bigint NOT NULL,
+    bytes      bigint NOT NULL,    -- of the rows' texts
+    sha256     bytea NOT NULL,     -- of the file
+    epoch      integer NOT NULL,
+    checked_at timestamptz         -- read back, and equal to every row of the table; null: it counts for nothing
+);
+COMMENT ON TABLE cachemig.archive IS 'cachemig: files that hold the column, each read back before it is named here';
+
 -- name: drop_control
 -- Destroys the control schema. Refused by the tool while capture is on: the trigger would fail at each write.
 DROP SCHEMA cachemig CASCADE;
@@ -129,7 +158,8 @@ VALUES ('idle', %(settings)s, %(fingerprint)s, %(who)s);
 
 -- name: migration
 -- Null where there is no control schema, so that a read-only role and an empty database get an answer, not an error.
-SELECT phase, epoch, settings, fingerprint, layout, changed_at, changed_by, timeline, redis_run, redis_marker,
+SELECT phase, percent, epoch, settings, fingerprint, layout, changed_at, changed_by, timeline, redis_run,
+       redis_marker,
        CASE WHEN NOT pg_catalog.pg_is_in_recovery()
             THEN pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END AS timeline_now
 FROM cachemig.migration;

@@ -13,10 +13,11 @@
     OR {row}.{column}::text !~ '^\s*(\{{\s*\}}|null)\s*$'))
 
 -- name: winner
--- Where several rows share a key: the newest of those that hold a value. The same order as in read_keys.
+-- Where several rows share a key: the newest of those that hold a value. The same order as in read_keys. By the text too:
+-- what a type calls equal (citext, char) may be two names in Redis.
 AND (t.tableoid, t.ctid) = (
     SELECT n.tableoid, n.ctid FROM {table} AS n
-    WHERE n.{key} = t.{key} AND {n_nonempty}
+    WHERE n.{key} = t.{key} AND n.{key}::text = t.{key}::text AND {n_nonempty}
     ORDER BY {n_order} LIMIT 1)
 
 -- name: read_chunk
@@ -58,13 +59,13 @@ SELECT k.key,
 FROM pg_catalog.unnest({keys}::text[]) AS k (key)
 LEFT JOIN LATERAL (
     SELECT n.* FROM {table} AS n
-    WHERE n.{key} = {k_key} AND {n_nonempty}
+    WHERE n.{key} = {k_key} AND n.{key}::text = k.key AND {n_nonempty}
     ORDER BY {n_order} LIMIT 1
 ) AS t ON true
 LEFT JOIN cachemig.version AS v ON v.key_id = cachemig.key_id(k.key)
 LEFT JOIN LATERAL (
     SELECT count(*) AS count, min(h.at) AS since FROM cachemig.change AS h
-    WHERE cachemig.key_id(h.key) = cachemig.key_id(k.key) AND h.key = k.key
+    WHERE pg_catalog.hashtextextended(h.key, 0) = pg_catalog.hashtextextended(k.key, 0) AND h.key = k.key
 ) AS c ON true
 {ledger_join}
 
@@ -108,12 +109,12 @@ UNION
 -- name: known_keys
 -- Of keys found in Redis: does a row hold a value, and was the key ever handled or changed?
 SELECT k.key,
-       EXISTS (SELECT FROM {table} AS n WHERE n.{key} = {k_key} AND {n_nonempty}),
-       EXISTS (SELECT FROM {table} AS n WHERE n.{key} = {k_key})
+       EXISTS (SELECT FROM {table} AS n WHERE n.{key} = {k_key} AND n.{key}::text = k.key AND {n_nonempty}),
+       EXISTS (SELECT FROM {table} AS n WHERE n.{key} = {k_key} AND n.{key}::text = k.key)
        OR EXISTS (SELECT FROM cachemig.entry AS e WHERE e.key_id = cachemig.key_id(k.key))
        OR EXISTS (SELECT FROM cachemig.version AS v WHERE v.key_id = cachemig.key_id(k.key)),
        EXISTS (SELECT FROM cachemig.change AS h
-               WHERE cachemig.key_id(h.key) = cachemig.key_id(k.key) AND h.key = k.key)
+               WHERE pg_catalog.hashtextextended(h.key, 0) = pg_catalog.hashtextextended(k.key, 0) AND h.key = k.key)
 FROM pg_catalog.unnest({keys}::text[]) AS k (key);
 
 -- name: skipped_keys

@@ -122,8 +122,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests marked `long`, which take minutes")
 
 
+BOTH_SETS = (
+    "test_acl", "test_capture", "test_doctor", "test_drop", "test_epoch", "test_fence", "test_plan", "test_restore",
+    "test_service_functions", "test_sync", "test_verify",
+)  # fmt: skip
+"""What speaks to the servers in ways that differ from one version to another runs on both sets; the rest on the second
+one with --long alone."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--long"):
+        twice = [i for i in items if _is_of_the_second_set(i) and not i.path.stem.startswith(BOTH_SETS)]
+        config.hook.pytest_deselected(items=twice)
+        items[:] = [item for item in items if item not in set(twice)]
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes; run with --long"))
@@ -144,6 +155,11 @@ def _clean_environment() -> Iterator[None]:
 def fleet() -> Iterator[Fleet]:
     with contextlib.ExitStack() as stack:
         yield Fleet(stack)
+
+
+def _is_of_the_second_set(item: pytest.Item) -> bool:
+    chosen = getattr(item, "callspec", None)
+    return chosen is not None and chosen.params.get("servers") in list(SETS)[1:]
 
 
 @pytest.fixture(scope="session", params=list(SETS))

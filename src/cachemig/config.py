@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -52,6 +53,22 @@ def fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise ValueError(f"{text} is not between 0 and 1")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number from 0."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(f"{text} is below 0")
+    return value
+
+
+def factor(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{text} is not a number above 0")
     return value
 
 
@@ -159,6 +176,9 @@ class Settings:
     batch_bytes: int = setting(4 * 2**20, "bytes in one pipeline to Redis", size, metavar="SIZE")
     batch_keys: int = setting(512, "keys in one pipeline to Redis", int, metavar="N")
     max_rate: int = setting(0, "bytes a second that one worker delivers at most; 0 for no limit", size, metavar="SIZE")
+    app_roles: tuple[str, ...] = setting(
+        (), "database roles of applications, which may call the functions in schema cachemig", names, metavar="NAMES"
+    )
     lock_timeout: float = setting(2.0, "longest wait for a lock on the table, each try", duration, metavar="DURATION")
     retry_for: float = setting(
         900.0, "how long a server may be away or full before a run gives up", duration, metavar="DURATION"
@@ -166,6 +186,28 @@ class Settings:
     redis_timeout: float = setting(30.0, "longest wait for one reply of Redis", duration, metavar="DURATION")
     grace: float = setting(1.0, "verify reads a suspect again after this long", duration, metavar="DURATION")
     max_lag: float = setting(30.0, "a change older than this and not delivered is bad", duration, metavar="DURATION")
+    verify_fresh: float = setting(
+        3600.0, "a step up wants a verification of all keys no older than this", duration, metavar="DURATION"
+    )
+    cutover_max_lag: float = setting(
+        5.0, "a change older than this and not delivered holds up a cutover", duration, metavar="DURATION"
+    )
+    shadow_reads: int = setting(
+        1000, "a cutover wants so many reads compared, where applications compare any", count, metavar="N"
+    )
+    client_wait: float = setting(
+        30.0, "longest wait for applications to act on a step that was taken", duration, metavar="DURATION"
+    )
+    ramp_max_errors: float = setting(
+        0.01, "a ramp goes back where more of the reads from Redis fail", fraction, metavar="0..1"
+    )
+    ramp_max_fallback: float = setting(
+        0.05, "a ramp goes back where more of them fall back to the column", fraction, metavar="0..1"
+    )
+    ramp_max_mismatch: int = setting(0, "a ramp goes back where more of the reads compared differ", count, metavar="N")
+    ramp_max_slowdown: float = setting(
+        2.0, "a ramp goes back where p95 of Redis is more than so many times the column's", factor, metavar="FACTOR"
+    )
     origins: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:

@@ -197,6 +197,8 @@ def test_phase_and_steps_ahead(migrating: Migrating) -> None:
     assert now() == ("not begun", "cachemig doctor")
     migrating.begin()
     assert now() == ("dual-write", "cachemig sync --follow")
+    migrating.execute("UPDATE cachemig.migration SET phase = 'cutover'")
+    assert now() == ("cutover", "cachemig cutover --ramp 1,10,50,100")
 
 
 def test_settings_that_decide_are_shown_with_their_origin_and_without_a_secret(migrating: Migrating) -> None:

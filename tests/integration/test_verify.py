@@ -267,3 +267,27 @@ def test_the_journal_keeps_every_verification(moved: Migrating) -> None:
     )
     assert figures["passed"] is False
     assert figures["counts"]["missing"] == 1
+
+
+def test_a_foreign_key_that_is_no_key_of_the_columns_type_is_an_orphan(migrating: Migrating) -> None:
+    migrating.execute("ALTER TABLE sessions ALTER file_hash TYPE uuid USING file_hash::uuid")
+    migrating.put("6b3c3a52-6b0e-4c0e-9a7e-0d7f3f1c1a11", {"v": 1})
+    migrating.begin()
+    migrating.backfill()
+    for name in ("nobody", "6B3C3A52-6B0E-4C0E-9A7E-0D7F3F1C1A11"):  # none at all, and one in capitals
+        migrating.redis.set(value(migrating, name), "{}")
+    result = migrating.verify()
+    assert +result.counts == {Verdict.MATCH: 1, Verdict.ORPHAN: 2}
+    assert migrating.verify(repair=True, remove_orphans=True).marked == 2
+    migrating.sync()
+    assert migrating.verify().outcome.passed
+    assert len(migrating.in_redis()) == 1
+
+
+def test_a_longer_foreign_key_is_not_taken_for_the_key_that_it_begins_with(migrating: Migrating) -> None:
+    migrating.execute("ALTER TABLE sessions ALTER file_hash TYPE varchar(4)")
+    migrating.put("abcd", {"v": 1})
+    migrating.begin()
+    migrating.backfill()
+    migrating.redis.set(value(migrating, "abcdef"), "{}")
+    assert [case.key for case in migrating.verify().cases] == ["abcdef"]

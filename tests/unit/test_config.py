@@ -16,7 +16,9 @@ from psycopg import pq
 from cachemig.config import (
     Settings,
     choice,
+    count,
     duration,
+    factor,
     fields,
     fraction,
     load,
@@ -184,6 +186,11 @@ WRONG = {
     "batch_keys": "many",
     "shape": "round",
     "capture": "perhaps",
+    "shadow_reads": "-1",
+    "ramp_max_mismatch": "0.5",
+    "ramp_max_errors": "2",
+    "ramp_max_slowdown": "0",
+    "client_wait": "-1s",
 }
 
 
@@ -265,10 +272,12 @@ def test_a_fraction_is_read_as_it_is_written(value: float) -> None:
         (duration, ["", "-1s", "1w", "1e3", "inf", "nan", "1h30m", "s", "1.s", ".5s", "1 0s"]),
         (size, ["", "-1", "1TB", "1e3", "inf", "KB", "1 K B", "0x10"]),
         (fraction, ["", "-0.1", "1.01", "nan", "inf", "-inf", "10%"]),
+        (count, ["", "-1", "1.5", "1e3", "nan"]),
+        (factor, ["", "0", "-1", "nan", "inf", "x"]),
         (choice("a", "b"), ["", "A", "a,b"]),
         (template, ["", "analysis", "{key}{key}", "{ key }", "{KEY}"]),
     ],
-    ids=["duration", "size", "fraction", "choice", "template"],
+    ids=["duration", "size", "fraction", "count", "factor", "choice", "template"],
 )
 def test_what_is_refused(parse: type, texts: list[str]) -> None:
     for text in texts:
@@ -414,11 +423,20 @@ OTHER: dict[str, tuple[str, object, bool]] = {
     "batch_bytes": ("1MiB", 2**20, False),
     "batch_keys": ("7", 7, False),
     "max_rate": ("10MiB", 10 * 2**20, False),
+    "app_roles": ("anon,service_role", ("anon", "service_role"), False),
     "lock_timeout": ("5s", 5.0, False),
     "retry_for": ("1m", 60.0, False),
     "redis_timeout": ("5s", 5.0, False),
     "grace": ("5s", 5.0, False),
     "max_lag": ("1m", 60.0, False),
+    "verify_fresh": ("30m", 1800.0, False),
+    "cutover_max_lag": ("1s", 1.0, False),
+    "shadow_reads": ("200", 200, False),
+    "client_wait": ("1m", 60.0, False),
+    "ramp_max_errors": ("0.5", 0.5, False),
+    "ramp_max_fallback": ("0.5", 0.5, False),
+    "ramp_max_mismatch": ("3", 3, False),
+    "ramp_max_slowdown": ("1.5", 1.5, False),
 }
 
 

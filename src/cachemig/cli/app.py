@@ -12,7 +12,8 @@ from cachemig.cli import render
 from cachemig.cli.command import Run, command
 from cachemig.errors import ConfigError, Exit
 
-LOOK, MOVE, AFTER, TRY = "Look", "Move", "After", "Try"
+LOOK, MOVE, CUT_OVER, AFTER, TRY = "Look", "Move", "Cut over", "After", "Try"
+RAMP = ("ramp_max_errors", "ramp_max_fallback", "ramp_max_mismatch", "ramp_max_slowdown")
 ENTRY = ("order_by", "key_template", "codec", "ttl", "ttl_from", "ttl_jitter", "shape", "max_value_bytes")
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show exactly what it would do; change nothing")]
@@ -314,7 +315,7 @@ def recompute(
     asked = [file is not None, compare, undo, all_corrupt, bool(key) and not (compare or undo)]
     if sum(asked) != 1 or (force and not key) or (plot and not (file or (key and len(key) == 1))):
         raise ConfigError(
-            "say one of --key, --all-corrupt, --file, --compare and --undo; --force wants --key, --plot a key or a file",
+            "say one of --key, --all-corrupt, --file, --compare, --undo; --force wants --key, --plot a key or a file",
             hint="cachemig recompute --all-corrupt --dry-run",
         )
     if plot:
@@ -338,6 +339,75 @@ def recompute(
         run.show(result, render.recomputed)
         if result.left:
             run.exit_code = Exit.REFUSED
+
+
+@command(app, CUT_OVER, "verify_fresh", "cutover_max_lag", "shadow_reads", "client_wait", *RAMP)
+def cutover(
+    run: Run,
+    percent: Annotated[float | None, typer.Option(metavar="0..100", help="of the keys, read from Redis")] = None,
+    ramp: Annotated[
+        str | None, typer.Option(metavar="LIST", help="go up through these percentages, and back by itself")
+    ] = None,
+    hold: Annotated[str, typer.Option(metavar="DURATION", help="with --ramp: watch each of them so long")] = "10m",
+    no_clients: Annotated[
+        bool, typer.Option("--no-clients", help="it is known that no program reads by the phase yet")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Have a part of the keys read from Redis; the rest, and every miss, come from the column as before.
+
+    Up only where every gate is met; down at once. Example: cachemig cutover --percent 10; and
+    cachemig cutover --ramp 1,10,50,100 --hold 10m
+    """
+    from cachemig.steps import cutover as step
+
+    percents, seconds = step.schedule(percent, ramp, hold)
+    with run.target() as target:
+        if dry_run:
+            shown = step.preview(run.settings, target, percents, ramp=ramp is not None, no_clients=no_clients)
+            run.show(shown, render.previewed)
+            run.exit_code = Exit.REFUSED if shown.refused else Exit.FINE
+        elif ramp is None:
+            result = run.drive(
+                lambda stop: step.cutover(run.settings, target, stop, percents[0], no_clients=no_clients)
+            )
+            run.show(result, render.moved)
+        else:
+            held = run.drive(
+                lambda stop: step.ramp(run.settings, target, stop, percents, seconds, no_clients=no_clients)
+            )
+            run.show(held, render.ramped)
+
+
+@command(app, CUT_OVER, "client_wait")
+def rollback(run: Run, dry_run: DryRun = False) -> None:
+    """Have every read come from the column again, at once. Nothing is lost, and Redis is kept equal.
+
+    Waits until every application says so. Example: cachemig rollback
+    """
+    from cachemig.steps import rollback as step
+
+    if dry_run:
+        run.show(step.preview(run.settings), render.previewed)
+        return
+    run.show(run.drive(lambda stop: step.rollback(run.settings, stop)), render.moved)
+
+
+@command(app, LOOK)
+def measure(
+    run: Run,
+    keys: Annotated[int, typer.Option(min=1, metavar="N", help="so many keys at random")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="read each of them so often, in every way")] = 3,
+) -> None:
+    """Read some keys in every way, from this machine, and say where the time goes. Changes nothing.
+
+    SELECT *, the column alone, Redis, and CacheService, with their p50, p95 and p99. Example: cachemig measure
+    """
+    from cachemig.steps import measure as step
+
+    with run.target() as target:
+        result = run.drive(lambda stop: step.measure(run.settings, target, stop, keys=keys, rounds=rounds))
+    run.show(result, render.measured)
 
 
 @command(app, LOOK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cachemig.cli.screen import Screen, in_bytes, in_time
 
@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from cachemig.steps.backfill import Backfilled, Outlook
     from cachemig.steps.clean import Rubbish
     from cachemig.steps.compare import Compared, Deviation
+    from cachemig.steps.cutover import Moved, Preview, Ramped
     from cachemig.steps.delivery import Tally
     from cachemig.steps.doctor import Finding
     from cachemig.steps.dual_write import Switched
     from cachemig.steps.init import Initialised
+    from cachemig.steps.measure import Measured
     from cachemig.steps.orders import Given
     from cachemig.steps.plan import Plan
     from cachemig.steps.recompute import OfFile, Recomputed, Undone
@@ -200,6 +202,20 @@ def plotted(screen: Screen, path: Path) -> None:
     screen.line(f"drawn: {path}")
 
 
+def measured(screen: Screen, result: Measured) -> None:
+    rows = [(way.name, f"{way.n:,}", f"{way.p50:.2f}", f"{way.p95:.2f}", f"{way.p99:.2f}") for way in result.ways]
+    screen.table(("milliseconds", "reads", "p50", "p95", "p99"), rows, numbers=(1, 2, 3, 4))
+    screen.line(
+        f"{result.keys:,} keys at random, {result.hits:,} of them in Redis; half of the values are over "
+        f"{in_bytes(result.bytes_median)}"
+    )
+    if result.redis_bytes is not None:
+        each = f", {in_bytes(result.bytes_per_key)} a key" if result.bytes_per_key else ""
+        screen.line(f"Redis uses {in_bytes(result.redis_bytes)} of memory{each}")
+    for advice in result.advice:
+        screen.line(f"- {advice}")
+
+
 def backlog(screen: Screen, result: Backlog) -> None:
     oldest = f", the oldest {in_time(result.oldest_s)} old" if result.oldest_s is not None else ""
     screen.line(f"would deliver {result.changes:,} changes{oldest}")
@@ -285,12 +301,100 @@ def _after_failure(screen: Screen, result: Verified) -> None:
         )
 
 
+def _at(phase: str, percent: float) -> str:
+    return f"{phase}, {percent:g} % of the keys are read from Redis" if phase == "cutover" else phase
+
+
+def previewed(screen: Screen, result: Preview) -> None:
+    if (result.phase, result.percent) == (result.phase_after, result.percent_after):
+        screen.line(f"would change nothing: it is so already: {_at(result.phase, result.percent)}")
+    else:
+        after = _at(result.phase_after, result.percent_after)
+        screen.line(f"would go from {_at(result.phase, result.percent)} to {after} (nothing is changed yet)")
+    if result.then:
+        screen.line("then, each held and watched: " + ", ".join(f"{p:g} %" for p in result.then))
+    if result.clients:
+        screen.line(f"would wait for {len(result.clients):,} clients: {', '.join(result.clients)}")
+    if result.gates:
+        screen.line()
+        rows = [("met" if g.met else "NOT MET", g.gate, g.figure) for g in result.gates]
+        screen.table(("", "gate", ""), rows, styles=["green" if g.met else "red" for g in result.gates])
+    unmet = [gate for gate in result.gates if not gate.met]
+    screen.next(unmet[0].command if unmet else result.command)
+
+
+def moved(screen: Screen, result: Moved) -> None:
+    screen.line(f"{'' if result.changed else 'it was so already: '}phase {_at(result.phase, result.percent)}")
+    if result.clients:
+        screen.line(
+            f"all {len(result.clients):,} live clients act on it, after {in_time(result.seconds)}: "
+            + ", ".join(result.clients)
+        )
+    elif result.phase != "idle":
+        screen.line("no client is registered: nobody is known to read by the phase")
+    screen.next("cachemig status" if result.percent else "cachemig status; cachemig cutover --percent 1 goes up again")
+
+
+def ramped(screen: Screen, result: Ramped) -> None:
+    screen.line(f"phase {_at(result.phase, result.percent)}")
+    rows = []
+    for held in result.held:
+        reads = held.figures["reads"]["redis"]
+        asked = sum(reads.values())
+        rows.append(
+            (
+                f"{held.percent:g} %",
+                in_time(held.seconds),
+                asked,
+                _percent(reads.get("hit", 0), asked),
+                _percent(reads.get("error", 0), asked),
+                _percent(held.figures["fallback"], asked),
+                held.figures["shadow"].get("mismatch", 0),
+            )
+        )
+    heads = ("keys", "held", "reads from Redis", "hits", "errors", "fallbacks", "mismatches")
+    screen.table(heads, rows, numbers=(2, 3, 4, 5, 6))
+    if not any(row[2] for row in rows):
+        screen.line("no client reported a read meanwhile, so nothing was watched but the time")
+    screen.next("cachemig status")
+
+
+def _percent(part: float, of: float) -> str:
+    return f"{100 * part / of:.2f} %" if of else "-"
+
+
+def _reported(result: Status) -> list[tuple[str, str]]:
+    """What live clients report, in words."""
+    rows = []
+    for number, client in enumerate(result.clients):
+        since = f"since {client.started_at.isoformat()[:19]}"
+        rows.append(("clients" if number == 0 else "", f"{client.name} {client.acting}, {since}"))
+    figures = result.reported
+    if shadow := figures["shadow"]:
+        rows.append(("shadow reads", ", ".join(f"{count:,} {verdict}" for verdict, count in shadow.items())))
+    for path, name in (("redis", "Redis"), ("column", "column")):
+        reads = figures["reads"][path]
+        if asked := sum(reads.values()):
+            counts = [
+                f"{_percent(reads.get('hit', 0), asked)} hits",
+                f"{_percent(reads.get('error', 0), asked)} errors",
+            ]
+            if path == "redis":
+                counts.append(f"{_percent(figures['fallback'], asked)} fallbacks")
+            rows.append((f"reads, {name}", f"{asked:,}: {', '.join(counts)}"))
+        if times := figures["latency_ms"].get(path):
+            listed = ", ".join(f"{p} {times[p]:.2f} ms" for p in ("p50", "p95", "p99") if p in times)
+            rows.append((f"latency, {name}", f"{listed}, of the last {times['n']:,.0f} calls"))
+    return rows
+
+
 def status(screen: Screen, result: Status) -> None:
     oldest = f", the oldest {in_time(result.backlog.oldest_s)} old" if result.backlog.oldest_s is not None else ""
     more = "+" if result.backlog.changes >= 100_000 else ""
+    at = _at(result.phase.value, result.percent)
     rows: list[tuple[str, str]] = [
         ("table", f"{result.table}.{result.column}"),
-        ("phase", f"{result.phase.value}, epoch {result.epoch}, since {result.since[:19]} by {result.by}"),
+        ("phase", f"{at}, epoch {result.epoch}, since {result.since[:19]} by {result.by}"),
         ("capture", "on" if result.capture else "off"),
         ("backlog", f"{result.backlog.changes:,}{more} changes{oldest}"),
     ]
@@ -311,6 +415,7 @@ def status(screen: Screen, result: Status) -> None:
         passed = "passed" if result.verify.figures["passed"] else "FAILED"
         verdicts = ", ".join(f"{n:,} {verdict}" for verdict, n in result.verify.figures["counts"].items())
         rows.append(("verify", f"{passed} at {result.verify.at[:19]}: {verdicts}"))
+    rows += _reported(result)
     screen.table(("", ""), rows)
     screen.next(result.next_command)
 

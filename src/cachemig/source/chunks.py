@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from cachemig.ladder import Phase
+from cachemig.ladder import ALLOWED
 from cachemig.source import control, queries
 from cachemig.source.connect import Connection, source_errors, transaction
 from cachemig.source.table import Table
@@ -92,13 +92,19 @@ def lay_out(conn: Connection, table: Table, epoch: int) -> None:
         conn.execute(queries.text("chunks", "set_layout"), {"layout": Jsonb(layout_of(table, epoch))})
 
 
-def claim(conn: Connection, owner: str, phase: Phase, epoch: int) -> Chunk | None:
+def claim(conn: Connection, owner: str, epoch: int) -> Chunk | None:
     """The next chunk that nobody works on, leased to the owner; None where there is none to be had now."""
     with source_errors():
         owners = [str(r[0]) for r in conn.execute(queries.text("chunks", "running_owners")).fetchall()]
         row = conn.execute(
             queries.text("chunks", "claim_chunk"),
-            {"owner": owner, "seconds": LEASE_S, "dead": control.dead(owners), "phase": phase.value, "epoch": epoch},
+            {
+                "owner": owner,
+                "seconds": LEASE_S,
+                "dead": control.dead(owners),
+                "phases": [phase.value for phase in ALLOWED["backfill"]],
+                "epoch": epoch,
+            },
         ).fetchone()
     if row is None:
         return None

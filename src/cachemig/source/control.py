@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from cachemig.config import Settings
 from cachemig.errors import LeaseHeld, NotInitialised, Refused, SettingsDiffer
-from cachemig.ladder import Phase, command_to_allow
+from cachemig.ladder import ALLOWED, Phase, way_to
 from cachemig.source import queries
 from cachemig.source.connect import Connection, source_errors
 
@@ -27,6 +27,8 @@ class Migration:
     """The one migration of a database."""
 
     phase: Phase
+    percent: float
+    """Of the keys, those read from Redis in phase `cutover`."""
     epoch: int
     settings: dict[str, Any]
     fingerprint: str
@@ -56,7 +58,7 @@ def find(conn: Connection) -> Migration | None:
 def require(conn: Connection, settings: Settings, command: str | None = None) -> Migration:
     """The migration, if these are its settings and its phase allows the command.
 
-    Raises NotInitialised, SettingsDiffer, or Refused with the command that leads to such a phase.
+    Raises NotInitialised, SettingsDiffer, or Refused with the commands that lead to such a phase.
     """
     migration = find(conn)
     if migration is None:
@@ -72,8 +74,11 @@ def require(conn: Connection, settings: Settings, command: str | None = None) ->
             "these are not the settings that this migration was begun with: " + "; ".join(differing),
             hint="set them back; to begin anew: cachemig dual-write --disable, then cachemig clean --execute",
         )
-    if command is not None and (way := command_to_allow(command, migration.phase)) is not None:
-        raise Refused(f"{command} is not allowed in phase {migration.phase.value!r}", hint=f"cachemig {way}")
+    if command is not None and migration.phase not in ALLOWED[command]:
+        raise Refused(
+            f"{command} is not allowed in phase {migration.phase.value!r}",
+            hint=", then ".join(f"cachemig {way}" for way in way_to(command, migration.phase)) or None,
+        )
     return migration
 
 

@@ -154,6 +154,6 @@ def _parts(table: Table, key: str, *more: str) -> dict[str, sql.Composable]:
     return {
         **{name: table.parts[name] for name in ("table", "key", "column", *more)},
         "wanted": sql.Literal(key),
-        "key_type": sql.SQL(columns[s.key_column]),
+        "key_type": table.key_type,
         "type": sql.SQL(columns[s.column]),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,6 +78,14 @@ class Table:
         order = () if self.key_unique or not self.settings.order_by else (self.settings.order_by,)
         return tuple(dict.fromkeys((self.settings.column, self.settings.key_column, *order)))
 
+    @property
+    def key_type(self) -> sql.SQL:
+        """The key column's type without its length: a cast to varchar(64) would cut a longer key short, and take it for
+        another one."""
+        name = self.columns[self.settings.key_column]
+        bare = re.sub(r"^character\(\d+\)$", "bpchar", name)
+        return sql.SQL(re.sub(r"^character varying\(\d+\)$", "character varying", bare))
+
     # Fragments -----------------------------------------------------------------------------------------------------
 
     def nonempty(self, row: str) -> sql.Composed:
@@ -88,12 +97,11 @@ class Table:
         """The fragments that statements of scan.sql are made of."""
         s = self.settings
         descending = [sql.SQL("n.{} DESC NULLS LAST").format(sql.Identifier(c)) for c in self._order()]
-        key_type = sql.SQL(self.columns[s.key_column])
         parts: dict[str, sql.Composable] = {
             "table": self.identifier,
             "key": sql.Identifier(s.key_column),
             "column": sql.Identifier(s.column),
-            "k_key": sql.SQL("k.key::{}").format(key_type),
+            "k_key": self._typed("k.key"),
             "t_nonempty": self.nonempty("t"),
             "n_nonempty": self.nonempty("n"),
             "n_order": sql.SQL(", ").join(descending),
@@ -109,6 +117,12 @@ class Table:
             )
         )
         return parts
+
+    def _typed(self, key: str) -> sql.Composable:
+        """A text as the key column's type; null where it is none of that type, as a foreign key in Redis may be."""
+        if self.columns[self.settings.key_column].startswith(("text", "character")):
+            return sql.SQL("{}::{}").format(sql.SQL(key), self.key_type)
+        return sql.SQL("cachemig.typed_key({})").format(sql.SQL(key))
 
     def _order(self) -> Sequence[str]:
         order = [self.settings.order_by] if self.settings.order_by else []

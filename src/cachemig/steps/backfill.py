@@ -20,7 +20,7 @@ from cachemig import failpoints
 from cachemig.config import Settings
 from cachemig.entries.entry import Entry
 from cachemig.errors import Interrupted, LeaseHeld, Refused
-from cachemig.ladder import Phase
+from cachemig.ladder import to_run
 from cachemig.progress import Progress
 from cachemig.source import capture, chunks, control, ledger, queries, scan
 from cachemig.source.connect import Connection, connect, transaction
@@ -145,7 +145,8 @@ def _ready(conn: Connection, settings: Settings, table: Table) -> control.Migrat
     migration = control.require(conn, settings, "backfill")
     if not capture.installed(conn, table):
         raise Refused(
-            "capture is not installed on the table: writes made meanwhile would be lost", hint="cachemig dual-write"
+            "capture is not installed on the table: writes made meanwhile would be lost",
+            hint=to_run("dual-write", migration.phase),
         )
     return migration
 
@@ -189,7 +190,7 @@ class _Run:
             return True
         self.totals = chunks.totals(conn)
         self.stop.check(RESUME)
-        chunk = chunks.claim(conn, self.owner, Phase.DUAL_WRITE, self.epoch)
+        chunk = chunks.claim(conn, self.owner, self.epoch)
         if chunk is None:
             return (yield from self._wait_for_others(conn))
         failpoints.hit("backfill-after-claim")

@@ -11,6 +11,7 @@ from cachemig.progress import Progress
 from cachemig.source import capture, control, queries
 from cachemig.source.connect import connect, transaction
 from cachemig.source.table import inspect
+from cachemig.steps import clients
 from cachemig.targets.keys import TEMPORARY, VERSION, KeyTemplate, escape, owner_of, owner_of_temporary
 from cachemig.targets.redis import RedisTarget
 
@@ -34,13 +35,19 @@ def clean(
     """Counts what the migration made and, with `execute`, removes it: Redis first, the control schema last, so that
     an interrupted clean can be repeated. Values stay in Redis until they expire, unless `values` is given.
 
-    Raises Refused while capture is on: the trigger would make every write of the application fail.
+    Raises Refused while capture is on (the trigger would make every write of the application fail), and while
+    applications are registered.
     """
     with connect(settings) as conn:
         control.require(conn, settings, "clean")
         table = inspect(conn, settings)
         if capture.installed(conn, table):
             raise Refused("capture is still on the table", hint="cachemig dual-write --disable")
+        if live := clients.live(conn):
+            raise Refused(
+                f"applications still ask the control schema where to read: {clients.named(live)}",
+                hint="stop them; when their leases have ended: cachemig clean",
+            )
         with transaction(conn, read_only=True):
             counts = conn.execute(queries.text("control", "made")).fetchone()
         own = yield from _keys(target, _own_pattern(target.template), target.template, execute)

@@ -10,13 +10,13 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
 from cachemig.config import Settings
-from cachemig.errors import LockNotGranted
-from cachemig.ladder import Phase
+from cachemig.errors import LeaseHeld, LockNotGranted
+from cachemig.ladder import ALLOWED, CAPTURED, Phase
 from cachemig.progress import Progress
-from cachemig.source import capture, chunks, control, queries
+from cachemig.source import capture, chunks, control, functions, queries
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
-from cachemig.steps import doctor, epoch
+from cachemig.steps import clients, doctor, epoch
 from cachemig.steps.retry import reason
 from cachemig.targets.redis import RedisTarget
 
@@ -40,33 +40,39 @@ def statements(settings: Settings, *, enable: bool) -> list[str]:
     """The SQL that the step would run, in one transaction. Reads only."""
     with connect(settings) as conn:
         table = inspect(conn, settings)
-        control.require(conn, settings)
+        migration = control.require(conn, settings)
+        if migration.phase not in ALLOWED["dual-write"]:
+            if not _is_so(conn, table, migration, enable):
+                control.require(conn, settings, "dual-write" if enable else "dual-write --disable")
+            return [statement.as_string(conn) for statement in functions.statements(conn, table)] if enable else []
         return [statement.as_string(conn) for statement in _statements(conn, table, enable)]
 
 
 def _statements(conn: Connection, table: Table, enable: bool) -> list[sql.Composed]:
     if not enable:
         return capture.removal(table, chunks.in_work(conn))
-    return capture.statements(table, capture.mode(conn, table), replace=capture.has_traces(conn, table))
+    triggers = capture.statements(table, capture.mode(conn, table), replace=capture.has_traces(conn, table))
+    # Before the table's lock, which the application waits for: nobody waits for these.
+    return [*functions.statements(conn, table), *triggers]
 
 
 def _is_so(conn: Connection, table: Table, migration: control.Migration, enable: bool) -> bool:
-    """The migration is in the wanted phase, and the triggers are what the table needs now."""
+    """The migration is in the wanted phase (or one above it), and the triggers are what the table needs now."""
     found = capture.installed_mode(conn, table)
     if not enable:
         return migration.phase is Phase.IDLE and found is None
     # A trigger that compares also notices what UPDATE OF does.
     enough = found == "compare" or (found is not None and found == capture.mode(conn, table))
-    return migration.phase is Phase.DUAL_WRITE and enough
+    return migration.phase in CAPTURED and enough
 
 
 def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generator[Progress, None, Switched]:
     """Commits capture, or removes it; nothing in between is ever visible to the application.
 
     Waits for the table's lock only for `lock_timeout` at a time, then lets the application through and tries again.
-    Raises Refused when doctor finds an error, LockNotGranted when the table was busy at every try.
+    Raises Refused when doctor finds an error or reads have moved already, LockNotGranted when the table was busy at
+    every try.
     """
-    wanted = Phase.DUAL_WRITE if enable else Phase.IDLE
     with connect(settings) as conn:
         table = inspect(conn, settings)
         migration = control.require(conn, settings)
@@ -75,7 +81,11 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
         with control.lease(conn, "ladder"):
             migration = control.require(conn, settings)
             if _is_so(conn, table, migration, enable):
-                return Switched(wanted, False, migration.epoch)
+                if enable:  # app_roles or the key column's type may be others now
+                    _renew_functions(conn, table)
+                return Switched(migration.phase, False, migration.epoch)
+            # In cutover reads are to go back first: what Redis holds is not to be trusted after a time without capture.
+            control.require(conn, settings, "dual-write" if enable else "dual-write --disable")
             # Before the table's lock is asked for: nobody is to wait for Redis.
             prepared = epoch.prepare(migration, target) if enable else None
             for attempt in Retrying(
@@ -92,6 +102,12 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
     return result
 
 
+def _renew_functions(conn: Connection, table: Table) -> None:
+    with transaction(conn):
+        for statement in functions.statements(conn, table):
+            conn.execute(statement)
+
+
 def _switch(
     conn: Connection, settings: Settings, table: Table, migration: control.Migration, prepared: epoch.Prepared | None
 ) -> Switched:
@@ -101,6 +117,9 @@ def _switch(
         # First of all locks, and before the table's: a worker that begins an epoch meanwhile holds this one while it
         # looks into Redis. What it wrote must not be overwritten by what was read before.
         number = conn.execute(queries.text("control", "lock_migration")).fetchone()[0]  # type: ignore[index]  # require() saw it
+        now = control.find(conn)
+        if now is None or now.phase is not migration.phase:  # the lease ran out while the table was waited for
+            raise LeaseHeld("another run has moved the ladder meanwhile")
         for statement in _statements(conn, table, prepared is not None):
             conn.execute(statement)
         if prepared is None:
@@ -112,7 +131,7 @@ def _switch(
         control.journal(
             conn,
             "dual-write --disable" if prepared is None else "dual-write",
-            {"capture": mode, "epoch": number, "marked": marked},
+            {"capture": mode, "epoch": number, "marked": marked, "shadow": clients.shadow_so_far(conn)},
             phase_from=migration.phase,
         )
     return Switched(wanted, True, number, mode, marked)

@@ -2,6 +2,10 @@
 
 A new epoch raises every version (entries/entry.py), so that no write of an earlier one is accepted where the new state
 has arrived; voids the chunks and verifications; and marks every key that was ever handled, so that sync reads it anew.
+
+In cutover the phase and its percentage stay. A flushed Redis has only misses, and those are answered by the column:
+slow, but right, and better than every client changing its route at the worst moment. What cannot be done any more is
+to raise the percentage: backfill and verify are void, and the gates ask for both in the new epoch.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from cachemig.errors import Refused
 from cachemig.ladder import Phase
 from cachemig.source import capture, control, queries
 from cachemig.source.connect import Connection, transaction
+from cachemig.steps import clients
 from cachemig.targets.keys import VERSION, escape, owner_of
 from cachemig.targets.redis import Identity, RedisTarget
 
@@ -58,7 +63,8 @@ def begin(conn: Connection, target: RedisTarget, reason: str, *, expected: int) 
         if migration.phase is Phase.IDLE:
             return None
         number, marked = record(conn, migration.phase, prepare(migration, target))
-        control.journal(conn, "new epoch", {"reason": reason, "marked": marked}, phase_from=migration.phase)
+        figures = {"reason": reason, "marked": marked, "shadow": clients.shadow_so_far(conn)}
+        control.journal(conn, "new epoch", figures, phase_from=migration.phase)
     return Begun(number, marked, reason)
 
 
@@ -90,7 +96,8 @@ def prepare(migration: control.Migration, target: RedisTarget) -> Prepared:
 
 
 def record(conn: Connection, phase: Phase, prepared: Prepared) -> tuple[int, int]:
-    """Records phase and epoch, in the caller's transaction; returns the epoch with the number of keys marked.
+    """Records phase and epoch, in the caller's transaction; returns the epoch with the number of keys marked. The
+    percentage stays as it is.
 
     Marked is every key that was ever handled or is on its way, and every one that Redis holds a version of: it is
     thereby replaced or removed. A value without a version key may be somebody else's, and is left to verify.

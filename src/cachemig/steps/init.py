@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from cachemig.config import CONFIG_FILE, Settings, fields, mask, show_duration
-from cachemig.source import control, queries
+from cachemig.source import control, functions, queries
 from cachemig.source.connect import Connection, connect, transaction
-from cachemig.source.table import inspect
+from cachemig.source.table import Table, inspect
 from cachemig.steps import doctor
 from cachemig.targets.redis import RedisTarget
 
@@ -26,16 +27,19 @@ class Initialised:
 def statements(settings: Settings) -> list[str]:
     """The SQL that init would run, in one transaction. Reads only."""
     with connect(settings) as conn:
-        inspect(conn, settings)
+        table = inspect(conn, settings)
         if control.find(conn) is not None:
             control.require(conn, settings)
             return []
-        return _statements(has_schema=_has_schema(conn))
+        return [statement.as_string(conn) for statement in _statements(conn, table)]
 
 
-def _statements(*, has_schema: bool) -> list[str]:
-    create = [] if has_schema else [queries.text("control", "create_schema")]
-    return [*create, queries.text("control", "create_control")]
+def _statements(conn: Connection, table: Table) -> list[sql.SQL | sql.Composed]:
+    return [
+        *([] if _has_schema(conn) else [sql.SQL(queries.text("control", "create_schema"))]),
+        sql.SQL(queries.text("control", "create_control")),
+        *functions.statements(conn, table),
+    ]
 
 
 def _has_schema(conn: Connection) -> bool:
@@ -49,14 +53,14 @@ def init(settings: Settings, target: RedisTarget, directory: Path) -> Initialise
     Raises Refused when doctor finds an error, SettingsDiffer when a migration with other settings is there.
     """
     with connect(settings) as conn:
-        inspect(conn, settings)
+        table = inspect(conn, settings)
         created = control.find(conn) is None
         if not created:
             control.require(conn, settings)
         else:
             doctor.gate(settings, target, "init")
             with transaction(conn):
-                for statement in _statements(has_schema=_has_schema(conn)):
+                for statement in _statements(conn, table):
                     conn.execute(statement)
                 conn.execute(
                     queries.text("control", "begin_migration"),

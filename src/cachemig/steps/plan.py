@@ -42,11 +42,16 @@ NOT_BEGUN = "not begun"
 NOT_VISIBLE = "not visible to this role"
 
 _MOVE = ["cachemig sync --follow", "cachemig backfill", "cachemig verify"]
+_CUT_OVER = ["cachemig cutover --ramp 1,10,50,100"]
 STEPS_AHEAD: dict[str, list[str]] = {
-    NOT_BEGUN: ["cachemig doctor", "cachemig init", "cachemig dual-write", *_MOVE],
+    NOT_BEGUN: ["cachemig doctor", "cachemig init", "cachemig dual-write", *_MOVE, *_CUT_OVER],
     NOT_VISIBLE: ["cachemig status, as a role that may see the control schema (sql/roles.sql)"],
-    Phase.IDLE: ["cachemig doctor", "cachemig dual-write", *_MOVE],
-    Phase.DUAL_WRITE: _MOVE,
+    Phase.IDLE: ["cachemig doctor", "cachemig dual-write", *_MOVE, *_CUT_OVER],
+    Phase.DUAL_WRITE: [*_MOVE, *_CUT_OVER],
+    Phase.CUTOVER: _CUT_OVER,
+    # What comes after it is not built yet.
+    Phase.REDIS_ONLY: [],
+    Phase.DROPPED: [],
 }
 
 # Type as pg_identify_object() names it: how it is called here, and what becomes of it at the drop.
@@ -308,11 +313,10 @@ def _row(settings: Settings, fields: list[Field]) -> _Row:
 
 
 def _parts(table: Table) -> dict[str, sql.Composable]:
-    return {
-        name: part
-        for name, part in table.parts.items()
-        if name in ("table", "key", "column", "k_key", "n_nonempty", "n_order", "lifetime_from")
-    }
+    kept = ("table", "key", "column", "n_nonempty", "n_order", "lifetime_from")
+    # Keys of the table itself, so that the cast cannot fail; there may be no control schema yet.
+    k_key = sql.SQL("k.key::{}").format(table.key_type)
+    return {**{name: part for name, part in table.parts.items() if name in kept}, "k_key": k_key}
 
 
 @dataclass(frozen=True)

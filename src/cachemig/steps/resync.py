@@ -24,14 +24,14 @@ class Resynced:
 def preview(settings: Settings, keys: Sequence[str]) -> int:
     """How many keys `resync` would mark. Reads only."""
     with connect(settings) as conn:
-        control.require(conn, settings, "sync")
+        control.require(conn, settings, "resync")
         return len(keys) or sum(count for count, _ in ledger.counts(conn).values())
 
 
 def resync(settings: Settings, target: RedisTarget, keys: Sequence[str]) -> Resynced:
     """Marks the keys changed or, where none is named, begins a new epoch. Changes nothing in Redis by itself."""
     with connect(settings) as conn:
-        migration = control.require(conn, settings, "sync")
+        migration = control.require(conn, settings, "resync")
         if keys:
             capture.mark(conn, keys)
             control.journal(conn, "resync", {"keys": len(keys)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachemig.ladder import Phase
+from cachemig.ladder import CAPTURED, to_run
 from cachemig.source import capture, queries
 from cachemig.steps.doctor.finding import Said, error, note, ok, warning
 from cachemig.steps.doctor.subjects import Source, one
@@ -72,13 +72,13 @@ def triggers(source: Source) -> Said:
     count, not_always, updates, truncates, _ = one(source.conn, "capture_state", oid=source.table.oid)
     whole = capture.installed(source.conn, source.table) and updates and truncates and not not_always
     phase = source.migration.phase if source.migration else None
-    if phase is Phase.DUAL_WRITE and not whole:
+    if phase in CAPTURED and not whole:
         state = f"{not_always} of {count} triggers do not fire always" if not_always else "triggers are missing"
         return error(
-            f"the phase is dual-write, but capture is broken: {state}; writes are being lost",
-            "cachemig dual-write: it begins a new epoch and reads everything again",
+            f"the phase is {phase.value}, but capture is broken: {state}; writes are being lost",
+            f"{to_run('dual-write', phase)}: it begins a new epoch and reads everything again",
         )
-    if phase is Phase.DUAL_WRITE:
+    if phase in CAPTURED:
         return ok(f"{count} triggers are in place and fire always")
     if count and source.visible:
         return warning(

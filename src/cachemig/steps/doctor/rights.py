@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachemig.ladder import Phase
+from cachemig.ladder import CAPTURED
 from cachemig.steps.doctor.finding import Said, error, note, ok, warning
 from cachemig.steps.doctor.subjects import Source, one
 
@@ -20,7 +20,7 @@ def may_read(source: Source) -> Said:
 def owner(source: Source) -> Said:
     if source.table.is_owner:
         return ok(f"this role is, or is a member of, the table's owner {source.table.owner}")
-    if source.migration is not None and source.migration.phase is Phase.DUAL_WRITE:
+    if source.migration is not None and source.migration.phase in CAPTURED:
         return note(
             f"this role is not a member of the table's owner {source.table.owner}; capture is on already",
             "nothing for backfill, sync and verify; dual-write --disable needs the owner",

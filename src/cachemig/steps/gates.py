@@ -1,0 +1,239 @@
+"""Gates: what a step up the ladder demands, how that is measured, and the command that satisfies it.
+
+Looked at under the lease `ladder`, immediately before the step. Which step has which gates, and what each demands in
+words, stands in ladder.py; here is what is measured. A gate that is not met refuses the step (exit 3) and names itself,
+its figure and a command.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from psycopg import sql
+
+from cachemig import ladder
+from cachemig.config import Settings, show_duration
+from cachemig.errors import Refused
+from cachemig.ladder import Phase
+from cachemig.source import capture, control, queries
+from cachemig.source.connect import Connection, source_errors, transaction
+from cachemig.source.table import inspect
+from cachemig.steps import epoch
+from cachemig.steps.clients import COMPARED, Client, everyone, named, report, shadow_since_epoch, stage
+from cachemig.steps.sync import backlog
+from cachemig.targets.redis import RedisTarget
+
+_LOOK_FOR = 1_000
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The last one of all keys, from the journal."""
+
+    age_s: float
+    epoch: int
+    passed: bool
+    fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that the gates look at, read at once."""
+
+    settings: Settings
+    command: str
+    """The one that is refused, as it was typed."""
+    no_clients: bool
+    phase: Phase
+    percent: float
+    epoch: int
+    clients: list[Client]
+    """The live ones."""
+    captured: bool
+    server_changed: str | None
+    unhandled: int
+    """Keys that backfill has to deliver; looked for up to 1,000."""
+    verification: Verification | None
+    lag_s: float | None
+    compares: bool
+    """Some live client compares in the shade."""
+    shadow: Counter[str]
+    """Since this epoch began, of clients that died meanwhile too."""
+
+
+class Answer(NamedTuple):
+    met: bool
+    figure: str
+    command: str
+    """What satisfies the gate."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One gate, as it was found."""
+
+    gate: str
+    demands: str
+    met: bool
+    figure: str
+    command: str
+
+
+def _clients(seen: Seen) -> Answer:
+    at = stage(seen.phase, seen.percent)
+    behind = [client for client in seen.clients if not client.acts_on(seen.phase, seen.percent)]
+    if not seen.clients:
+        return Answer(
+            seen.no_clients,
+            "no live client is registered",
+            f"{seen.command} --no-clients, if no program reads by the phase yet",
+        )
+    if not behind:
+        return Answer(True, f"{len(seen.clients)} live clients act on {at}", "cachemig status")
+    return Answer(
+        False,
+        f"{len(behind)} of {len(seen.clients)} live clients do not act on {at}: {named(behind)}",
+        "cachemig status, until they do or are gone",
+    )
+
+
+def _capture(seen: Seen) -> Answer:
+    figure = "its triggers are on the table and fire always"
+    if not seen.captured:
+        figure = "its triggers are missing, or do not fire always"
+    return Answer(seen.captured, figure, ladder.to_run("dual-write", seen.phase))
+
+
+def _servers(seen: Seen) -> Answer:
+    return Answer(
+        seen.server_changed is None,
+        seen.server_changed or f"the same since epoch {seen.epoch} began",
+        "cachemig sync --once (or the running sync), which begins a new epoch",
+    )
+
+
+def _backfill(seen: Seen) -> Answer:
+    more = "+" if seen.unhandled >= _LOOK_FOR else ""
+    return Answer(seen.unhandled == 0, f"{seen.unhandled:,}{more} keys are to be delivered", "cachemig backfill")
+
+
+def fresh(last: Verification | None, epoch: int, settings: Settings) -> tuple[bool, str]:
+    """Does this verification count, and the figure that says so."""
+    if last is None:
+        return False, "there was none of all keys"
+    age, limit = f"{last.age_s:,.0f} s old", f"at most {show_duration(settings.verify_fresh)}"
+    if last.epoch != epoch:
+        return False, f"the last one is of epoch {last.epoch}, this is epoch {epoch}"
+    if last.fingerprint != settings.fingerprint():
+        return False, "the last one was of other settings"
+    if not last.passed:
+        return False, f"the last one, {age}, did not pass"
+    if last.age_s > settings.verify_fresh:
+        return False, f"the last one is {age}, wanted: {limit}"
+    return True, f"passed, {age} (wanted: {limit})"
+
+
+def _verify(seen: Seen) -> Answer:
+    return Answer(*fresh(seen.verification, seen.epoch, seen.settings), "cachemig verify")
+
+
+def _lag(seen: Seen) -> Answer:
+    limit = f"under {seen.settings.cutover_max_lag:g} s"
+    if seen.lag_s is None:
+        return Answer(True, "no change is on its way", "cachemig sync --once")
+    return Answer(
+        seen.lag_s < seen.settings.cutover_max_lag,
+        f"the oldest change is {seen.lag_s:.1f} s old (wanted: {limit})",
+        "cachemig sync --once; keep cachemig sync --follow running",
+    )
+
+
+def _shadow(seen: Seen) -> Answer:
+    compared = sum(seen.shadow[verdict] for verdict in COMPARED)
+    wrong = {verdict: seen.shadow[verdict] for verdict in ("mismatch", "missing") if seen.shadow[verdict]}
+    if not seen.compares:
+        return Answer(True, "no live client compares", "cachemig status")
+    if wrong:
+        listed = ", ".join(f"{count:,} {verdict}" for verdict, count in wrong.items())
+        return Answer(
+            False,
+            f"{listed} of {compared:,} compared since epoch {seen.epoch} began",
+            "cachemig verify says which keys; cachemig resync --all delivers all anew and counts from 0",
+        )
+    wanted = seen.settings.shadow_reads
+    return Answer(
+        compared >= wanted,
+        f"{compared:,} compared since epoch {seen.epoch} began (wanted: {wanted:,})",
+        "cachemig status shows the count as applications read; or --shadow-reads N",
+    )
+
+
+MEASURES: dict[str, Callable[[Seen], Answer]] = {
+    "clients": _clients,
+    "capture": _capture,
+    "servers": _servers,
+    "backfill": _backfill,
+    "verify": _verify,
+    "lag": _lag,
+    "shadow": _shadow,
+}
+
+
+def measure(names: Sequence[str], seen: Seen) -> list[Measured]:
+    """Every one of these gates, met or not."""
+    return [Measured(name, ladder.GATES[name], *MEASURES[name](seen)) for name in names]
+
+
+def require(measured: Sequence[Measured], command: str) -> None:
+    """Raises Refused, which names each gate that is not met, its figure, and the command that satisfies it."""
+    unmet = [m for m in measured if not m.met]
+    if unmet:
+        lines = [f"gate {m.gate} ({m.demands}): {m.figure} → {m.command}" for m in unmet]
+        raise Refused(f"{command} is refused:\n" + "\n".join(lines), hint=unmet[0].command)
+
+
+def look(
+    conn: Connection,
+    settings: Settings,
+    target: RedisTarget,
+    migration: control.Migration,
+    *,
+    command: str,
+    no_clients: bool,
+) -> Seen:
+    """Reads what the gates look at. Takes as long as a search of the table for keys that were never delivered."""
+    table = inspect(conn, settings)
+    server_changed = epoch.changed(migration, target.identity())
+    search = queries.query(
+        "scan", "unhandled", **table.parts, since=sql.Literal(control.now(conn)), limit=sql.Literal(_LOOK_FOR)
+    )
+    with transaction(conn, read_only=True):
+        unhandled = len(conn.execute(search).fetchall())
+    all_clients = everyone(conn)
+    live = [client for client in all_clients if client.live]
+    return Seen(
+        settings=settings,
+        command=command,
+        no_clients=no_clients,
+        phase=migration.phase,
+        percent=migration.percent,
+        epoch=migration.epoch,
+        clients=live,
+        captured=capture.installed(conn, table),
+        server_changed=server_changed,
+        unhandled=unhandled,
+        verification=last_verification(conn),
+        lag_s=backlog(conn).oldest_s,
+        compares=any(report(client.stats for client in live).shadow.values()),
+        shadow=shadow_since_epoch(conn, all_clients),
+    )
+
+
+def last_verification(conn: Connection) -> Verification | None:
+    """The last verification of all keys, whatever it found."""
+    with source_errors():
+        row = conn.execute(queries.text("cutover", "last_verification")).fetchone()
+    return Verification(*row) if row else None
