@@ -399,8 +399,6 @@ def test_shadow_reads_too_few_enough_and_wrong(ladder: Ladder) -> None:
     ladder.follows("web-1", shadow={"match": 5998})
     ladder.follows("web-2", shadow={"match": 5001, "mismatch": 1})
     ladder.client("web-3", *ladder.at(), shadow={"match": 5, "missing": 1})
-    assert "1 missing of 1,005 compared" in str(ladder.refused())
-    ladder.client("web-3", *ladder.at(), shadow={"match": 5})
     done = cutover.cutover(m.settings, m.target, Stop(), 10)
     until(done, lambda p: p.waiting)
     for name in ("web-1", "web-2", "web-3"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cachemig.config import Settings
 from cachemig.entries.codec import Undecodable, decode
 from cachemig.entries.compare import same_json
-from cachemig.entries.entry import digest
+from cachemig.entries.entry import Entry, digest
 from cachemig.entries.verdicts import Verdict
 from cachemig.source.scan import Known
 from cachemig.targets.redis import Found
@@ -28,11 +28,11 @@ def judge(known: Known, found: Found, settings: Settings, now_ms: int) -> tuple[
         return _behind(known, found, settings)
     if entry.text is None:
         if found.value is None:
-            why = _ledger_fault(known, found)
+            why = _ledger_fault(known, found, now_ms)
             return (Verdict.CORRUPT, why) if why else (Verdict.SKIPPED, "")
         # Pending at an equal version: a TRUNCATE whose marks are still to come.
         return _pending(known, settings) or (Verdict.RESURRECTED, "its row was cleared or deleted")
-    if why := _ledger_fault(known, found):
+    if why := _ledger_fault(known, found, now_ms):
         return Verdict.CORRUPT, why
     current = known.version == entry.version  # the ledger speaks of this very state
     if current and known.state == "failed":
@@ -54,7 +54,12 @@ def judge(known: Known, found: Found, settings: Settings, now_ms: int) -> tuple[
         verdict = Verdict.EQUIVALENT
     else:
         return Verdict.MISMATCH, f"{len(text):,} bytes in Redis, {len(entry.text):,} in the column"
-    if current and known.state == "delivered" and (why := _wrong_expiry(expires_at_ms, found.ttl_ms, now_ms)):
+    latest_ms = _latest_expiry(entry, settings, now_ms)
+    if (
+        current
+        and known.state == "delivered"
+        and (why := _wrong_expiry(expires_at_ms, latest_ms, found.ttl_ms, now_ms))
+    ):
         return Verdict.CORRUPT, why
     return verdict, ""
 
@@ -79,7 +84,7 @@ def _behind(known: Known, found: Found, settings: Settings) -> tuple[Verdict, st
     return Verdict.STALE, f"version {found.version or 0} in Redis, {entry.version} in Postgres{late}"
 
 
-def _ledger_fault(known: Known, found: Found) -> str | None:
+def _ledger_fault(known: Known, found: Found, now_ms: int) -> str | None:
     """Why the ledger's row cannot be what was written when Redis was brought to this version; None: it can.
 
     A change is folded in the transaction that writes the ledger, so a key without a change on its way agrees with it.
@@ -92,7 +97,7 @@ def _ledger_fault(known: Known, found: Found) -> str | None:
             )
         if known.state == "removed":
             return "the ledger calls it removed, a row holds it"
-        if known.state == "expired" and found.value is not None:
+        if known.state == "expired" and found.value is not None and _is_past(entry.expires_at_ms, now_ms):
             return "the ledger calls it expired, Redis holds it"
         if known.sha256 is not None and known.sha256 != digest(entry.text):
             return "the ledger's digest is not that of the column"
@@ -119,12 +124,26 @@ def decode_equals(found: Found, text: object) -> bool:
         return False
 
 
-def _wrong_expiry(expires_at_ms: int | None, ttl_ms: int | None, now_ms: int) -> str | None:
+def _is_past(expires_at_ms: int | None, now_ms: int) -> bool:
+    return expires_at_ms is not None and expires_at_ms <= now_ms
+
+
+def _latest_expiry(entry: Entry, settings: Settings, now_ms: int) -> int | None:
+    """What a read that filled Redis again may have given it: the row may have been used since its first delivery."""
+    if not settings.ttl:
+        return None
+    return entry.expires_at_ms or now_ms + int(settings.ttl * 1000 * (1 + settings.ttl_jitter))
+
+
+def _wrong_expiry(expires_at_ms: int | None, latest_ms: int | None, ttl_ms: int | None, now_ms: int) -> str | None:
     if expires_at_ms is None:
         return None if ttl_ms is None else "it expires, and was not to"
     if ttl_ms is None:
         return "it never expires, and was to"
-    off_ms = now_ms + ttl_ms - expires_at_ms
-    if abs(off_ms) > EXPIRY_TOLERANCE_MS:
-        return f"it expires {abs(off_ms) / 1000:,.0f} s {'later' if off_ms > 0 else 'earlier'} than it was to"
+    at_ms = now_ms + ttl_ms
+    if at_ms < expires_at_ms - EXPIRY_TOLERANCE_MS:
+        return f"it expires {(expires_at_ms - at_ms) / 1000:,.0f} s earlier than it was to"
+    latest_ms = max(expires_at_ms, latest_ms or 0)
+    if at_ms > latest_ms + EXPIRY_TOLERANCE_MS:
+        return f"it expires {(at_ms - latest_ms) / 1000:,.0f} s later than it was to"
     return None

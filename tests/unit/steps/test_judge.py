@@ -145,7 +145,16 @@ CASES = {
     "a ledger that is ahead": Case(V.CORRUPT, "version 4 in the ledger, 3 in Postgres", ledger_version=4),
     "not in the ledger": Case(V.CORRUPT, "the ledger does not know it", state=None, ledger_version=None),
     "called removed": Case(V.CORRUPT, "the ledger calls it removed, a row holds it", state="removed"),
-    "called expired": Case(V.CORRUPT, "the ledger calls it expired, Redis holds it", state="expired"),
+    "called expired": Case(
+        V.CORRUPT, "the ledger calls it expired, Redis holds it", state="expired", row_expires=NOW - 1
+    ),
+    "expired, used since, and filled by a read": Case(V.MATCH, state="expired"),
+    "filled again by a read, after the row was used": Case(
+        V.MATCH, row_expires=LATER + 9_000_000, ttl_ms=LATER - NOW + 5_000_000
+    ),
+    "later than any fill": Case(
+        V.CORRUPT, "it expires 90 s later than it was to", row_expires=LATER + 10_000, ttl_ms=LATER - NOW + 100_000
+    ),
     "cleared, and called delivered": Case(
         V.CORRUPT, "the ledger calls it delivered, no row holds it", text=None, value=None
     ),
