@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 
 from cachemig.demo.application import Application, Counts
+from cachemig.demo.frontend import Frontend, Reads
 from cachemig.demo.load import load
 from cachemig.demo.payloads import Planted
 from cachemig.demo.servers import PostgresServer, RedisServer, what_root_does
@@ -54,14 +55,21 @@ def run_demo(*, rows: int, seed: int, keep: bool) -> int:
         location = f"{directory}/recordings/{{file_path}}"
         walk = _Walk(
             directory,
-            {"CACHEMIG_DSN": typed, "CACHEMIG_REDIS_URL": redis.url, "CACHEMIG_RECORDINGS_LOCATION": location},
+            {
+                "CACHEMIG_DSN": typed,
+                "CACHEMIG_REDIS_URL": redis.url,
+                "CACHEMIG_RECORDINGS_LOCATION": location,
+                "CACHEMIG_SHADOW_READS": "100",  # 1,000 elsewhere
+            },
         )
         try:
-            counts = walk.whole_migration(Application(dsn, seed=seed, rate_per_s=_TRAFFIC_PER_S), planted, uploads)
+            application = Application(dsn, seed=seed, rate_per_s=_TRAFFIC_PER_S)
+            counts, reads = walk.whole_migration(application, planted, uploads, seed)
         except _Unexpected as exc:
             say(f"\nThe demo stopped: the last command ended with exit code {exc.code}, which was not expected.")
             return exc.code
         say(_what_it_did(counts))
+        say(_what_was_read(reads))
         if keep:
             postgres.detach()
             redis.detach()
@@ -77,7 +85,9 @@ class _Walk:
         self.directory = directory
         self.environment = environment
 
-    def whole_migration(self, application: Application, planted: Planted, uploads: Uploads) -> Counts:
+    def whole_migration(
+        self, application: Application, planted: Planted, uploads: Uploads, seed: int
+    ) -> tuple[Counts, Reads]:
         beyond_repair = len(planted.corrupt) - planted.decodable + len(uploads.lost)
         say(f"\nA simulated application now writes about {_TRAFFIC_PER_S:.0f} changes a second, to the end.")
         with application:
@@ -106,15 +116,39 @@ class _Walk:
                     expected=Exit.REFUSED,
                     why="Repair what can be repaired; what it replaces is kept. It says no while some are left.",
                 )
+                self.run(
+                    "verify",
+                    "--accept-set-aside",
+                    str(beyond_repair),
+                    why="The proof, with the rows that cannot be repaired accepted by number.",
+                )
+                reads = self.reads_move(seed)
                 counts = application.stop()
             self.run("sync", "--once", why="The application rests; deliver what it wrote last.")
             self.run(
                 "verify",
                 "--accept-set-aside",
                 str(beyond_repair),
-                why="The proof, with the rows that cannot be repaired accepted by number.",
+                why="And once more, now that nothing changes.",
             )
-        return counts
+        return counts, reads
+
+    def reads_move(self, seed: int) -> Reads:
+        say("\nA frontend now looks sessions up through CacheService, about 200 a second.")
+        dsn, redis_url = self.environment["CACHEMIG_DSN"], self.environment["CACHEMIG_REDIS_URL"]
+        with Frontend(dsn, redis_url, seed=seed, rate_per_s=200) as frontend:
+            self.run("measure", "--keys", "40", "--rounds", "1", why="What will be gained? In this table, from here.")
+            self.run(
+                "cutover",
+                "--ramp",
+                "10,50,100",
+                "--hold",
+                "2s",
+                why="Move its reads, key by key; go on only while all is well. (A day's hold elsewhere, seconds here.)",
+            )
+            self.run("status", why="Every read comes from Redis now.")
+            self.run("rollback", why="And back: the next read comes from the column again.")
+        return frontend.reads
 
     def run(self, *arguments: str, why: str, expected: int = Exit.FINE) -> None:
         self._print(arguments, why)
@@ -176,6 +210,12 @@ def _what_it_did(counts: Counts) -> str:
     if counts.update_p50_ms is not None and counts.update_p99_ms is not None:
         text += f"; its updates took {counts.update_p50_ms:.1f} ms (median), {counts.update_p99_ms:.1f} ms (p99)"
     return text + (f"; {counts.failed} of its transactions failed." if counts.failed else "; none failed.")
+
+
+def _what_was_read(reads: Reads) -> str:
+    where = ", ".join(f"{count:,} from {source}" for source, count in reads.sources.most_common())
+    median = f" in {reads.p50_ms:.1f} ms (median)" if reads.p50_ms is not None else ""
+    return f"The frontend made {reads.sources.total():,} reads{median}: {where}; {reads.failed or 'none'} failed."
 
 
 def _how_to_go_on(directory: Path, environment: dict[str, str], *pids: int) -> str:

@@ -1,0 +1,69 @@
+"""The demo's frontend: looks sessions up through CacheService, all the time, as an application would."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import psycopg
+
+from cachemig.service import CacheService, Options
+
+_KEYS = "SELECT DISTINCT file_hash FROM public.therapy_sessions WHERE file_hash IS NOT NULL ORDER BY 1 LIMIT 1000"
+
+
+@dataclass
+class Reads:
+    """What the frontend has read."""
+
+    sources: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    milliseconds: list[float] = field(default_factory=list)
+
+    @property
+    def p50_ms(self) -> float | None:
+        ordered = sorted(self.milliseconds)
+        return ordered[len(ordered) // 2] if ordered else None
+
+
+class Frontend:
+    """Reads random keys about `rate_per_s` times a second from `with` to its end. An error counts in `reads.failed`."""
+
+    def __init__(self, dsn: str, redis_url: str, *, seed: int, rate_per_s: float) -> None:
+        self.reads = Reads()
+        self._chance = random.Random(seed)
+        self._pause_s = 1 / rate_per_s
+        self._done = threading.Event()
+        with psycopg.connect(dsn) as conn:
+            self._keys = [str(row[0]) for row in conn.execute(_KEYS).fetchall()]
+        # Every read from the column is compared, so that a demo of seconds has as many comparisons as a day elsewhere.
+        options = Options(poll_interval=0.5, shadow_sample=1.0, shadow_outstanding=64)
+        self._cache = CacheService.open(dsn=dsn, redis_url=redis_url, name="frontend", options=options)
+        self._thread = threading.Thread(target=self._run, name="frontend")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        self._cache.close()
+
+    def _run(self) -> None:
+        while not self._done.wait(self._pause_s):
+            began = time.perf_counter()
+            try:
+                entry = self._cache.get_entry(self._chance.choice(self._keys))
+            except Exception:  # noqa: BLE001  # counted: the demo claims that there is none
+                self.reads.failed += 1
+                continue
+            self.reads.milliseconds.append((time.perf_counter() - began) * 1000)
+            self.reads.sources[entry.source.value] += 1

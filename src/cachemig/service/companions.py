@@ -1,0 +1,71 @@
+"""The scripts of this package, and the names of the keys that belong to a value key, all in its cluster slot."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from cachemig import targets
+from cachemig.targets.keys import MARKER, VERSION, KeyTemplate, companion, temporary
+
+LEASE = "cachemig:l:"
+"""Held by the process that loads the key: a random token, expires by itself."""
+NEGATIVE = "cachemig:n:"
+"""The loader found nothing; expires soon. So the value key holds plain JSON or nothing."""
+
+
+TAKEN_BACK = "cachemig:c:"
+"""A write in redis-only that had no answer and was followed by another one: it is refused should it still arrive."""
+
+
+@dataclass(frozen=True)
+class Script:
+    body: bytes
+    sha: bytes
+
+
+def _script(path: Path) -> Script:
+    body = path.read_bytes()
+    return Script(body, hashlib.sha1(body, usedforsecurity=False).hexdigest().encode())
+
+
+_HERE = Path(__file__).parent
+_TARGETS = Path(targets.__file__).parent
+DELIVER = _script(_TARGETS / "deliver.lua")
+DELIVER_LARGE = _script(_TARGETS / "deliver_large.lua")
+WRITE = _script(_HERE / "write.lua")
+ACQUIRE = _script(_HERE / "acquire.lua")
+RELEASE = _script(_HERE / "release.lua")
+
+
+class Names:
+    """Names of keys, as bytes."""
+
+    def __init__(self, template: str) -> None:
+        self._template = KeyTemplate(template)
+        self.marker = companion(MARKER, self._template.name("")).encode()
+
+    def value(self, key: str) -> bytes:
+        return self._template.name(key).encode()
+
+    def version(self, key: str) -> bytes:
+        return companion(VERSION, self._template.name(key)).encode()
+
+    def lease(self, key: str) -> bytes:
+        return companion(LEASE, self._template.name(key)).encode()
+
+    def negative(self, key: str) -> bytes:
+        return companion(NEGATIVE, self._template.name(key)).encode()
+
+    def temporary(self, key: str, token: str) -> bytes:
+        return temporary(self._template.name(key), token).encode()
+
+    def taken_back(self, key: str, token: str) -> bytes:
+        return f"{companion(TAKEN_BACK, self._template.name(key))}:{token}".encode()
+
+
+@cache
+def names(template: str) -> Names:
+    return Names(template)

@@ -1,0 +1,67 @@
+-- A write in redis-only and later, where Redis holds the only copy: value, expiry and version in one step, or nothing.
+-- KEYS: the marker of this migration ('<epoch>:<random>'), version key, value key, lease key, negative key, temporary key;
+--       7 the mark that takes this write back; 8 and more: marks that take back earlier writes of the same client, which
+--       had no answer and may still be on their way.
+-- ARGV: 1 the writer's epoch, or '' where no control schema is left: then no version is kept;
+--       2 expiry (Unix milliseconds, '0' for none); 3 'set', 'rename' (a large value, SET under the temporary key before)
+--       or 'remove'; 4 value; 5 the version that is to be there still, or '' for any; 6 the lease that is to be held
+--       still, or '' for any.
+-- Returns { 1, version } written; { 0, version held } refused: another version than expected, or the lease is lost;
+-- { 2, epoch } refused: the marker is of another epoch, or there is none; { 3, 0 } refused: taken
+-- back; { -1, 0 } the temporary key is gone.
+-- Version: one more than the one that is held, at least the base of the epoch. So a late write of an earlier epoch, and
+-- whatever is still delivered from the frozen column, loses against it.
+local version_key, value_key, lease_key, negative_key, temporary_key = KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local epoch, expiry, what, value, expected, token = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local held = tonumber(redis.call('GET', version_key) or '0')
+local refused = nil
+if redis.call('EXISTS', KEYS[7]) == 1 then
+    refused = { 3, 0 }
+end
+if not refused and epoch ~= '' then
+    local marker = tonumber(string.match(redis.call('GET', KEYS[1]) or '', '^(%d+):')) or -1
+    if marker ~= tonumber(epoch) then
+        refused = { 2, marker }
+    end
+end
+if not refused and expected ~= '' and held ~= tonumber(expected) then
+    refused = { 0, held }
+end
+if not refused and token ~= '' and redis.call('GET', lease_key) ~= token then
+    refused = { 0, held }
+end
+if refused then
+    if what == 'rename' then
+        redis.call('DEL', temporary_key)
+    end
+    return refused
+end
+if what == 'rename' and redis.call('EXISTS', temporary_key) == 0 then
+    return { -1, 0 }
+end
+-- The value first: a server that is full refuses a script's first write, and none after it.
+if what == 'remove' then
+    redis.call('DEL', value_key)
+elseif what == 'rename' then
+    redis.call('RENAME', temporary_key, value_key)
+    if expiry == '0' then
+        redis.call('PERSIST', value_key)
+    else
+        redis.call('PEXPIREAT', value_key, expiry)
+    end
+elseif expiry == '0' then
+    redis.call('SET', value_key, value)
+else
+    redis.call('SET', value_key, value, 'PXAT', expiry)
+end
+local version = 0
+if epoch ~= '' then
+    version = math.max(held + 1, tonumber(epoch) * 2 ^ 40)
+    -- Not tostring(): that writes large numbers as 1.0995116277760e+12.
+    redis.call('SET', version_key, string.format('%.0f', version))
+end
+redis.call('DEL', lease_key, negative_key)
+for i = 8, #KEYS do
+    redis.call('SET', KEYS[i], '', 'PX', 600000)
+end
+return { 1, version }
