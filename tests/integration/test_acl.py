@@ -17,16 +17,19 @@ from redis import Redis, exceptions
 
 from cachemig.demo.servers import RedisServer
 from cachemig.entries.verdicts import Verdict
+from cachemig.ladder import Phase
 from cachemig.steps import doctor, dual_write
 from cachemig.steps.clean import clean
 from cachemig.steps.plan import plan
 from cachemig.steps.resync import resync
 from tests.conftest import REPOSITORY, OwnRedis
 from tests.integration.conftest import Migrating, finish
+from tests.integration.serving import move, opened_sync
 
 DEPLOY = (REPOSITORY / "docs" / "deploy.md").read_text()
 UNIT = REPOSITORY / "docs" / "examples" / "cachemig-sync.service"
 ACL = next(line for line in DEPLOY.splitlines() if line.startswith("ACL SETUSER cachemig "))
+APPLICATION_ACL = next(line for line in DEPLOY.splitlines() if line.startswith("ACL SETUSER app "))
 PASSWORD = "p@ss"
 
 
@@ -37,6 +40,9 @@ def server(own_redis: OwnRedis) -> RedisServer:
     rules = ACL.replace("SHA256_OF_THE_PASSWORD", hashlib.sha256(PASSWORD.encode()).hexdigest())
     with Redis.from_url(server.url) as admin:
         admin.execute_command(*rules.split())
+        admin.execute_command(
+            *APPLICATION_ACL.replace("SHA256_OF_THE_PASSWORD", hashlib.sha256(b"app").hexdigest()).split()
+        )
     return server
 
 
@@ -93,6 +99,38 @@ def test_the_documented_user_can_do_everything_and_nothing_is_listed_in_vain(
     used = {name.removeprefix("cmdstat_") for name in admin.info("commandstats")}
     listed = {rule.removeprefix("+") for rule in ACL.split() if rule.startswith("+")}
     assert listed <= used
+
+
+def test_an_application_can_do_everything_as_its_documented_user(as_documented: Migrating, admin: Redis) -> None:
+    migrating = as_documented
+    migrating.set(key_template="analysis:{key}")
+    for key, size in {"tiny": 2, "large": 20_000, "{braced}": 20_000}.items():
+        migrating.put(key, {"x": "y" * size})
+    migrating.begin()
+    migrating.backfill()
+    admin.config_resetstat()
+    admin.acl_log_reset()
+    url = migrating.redis_url.replace("cachemig:p%40ss@", "app:app@")
+    for phase in (Phase.DUAL_WRITE, Phase.CUTOVER, Phase.REDIS_ONLY):
+        move(migrating, phase)
+        for ttl in ("30d", "0"):
+            lifetime = {"30d": 2_592_000.0, "0": 0.0}[ttl]
+            migrating.execute(
+                "UPDATE cachemig.migration SET settings = settings || jsonb_build_object('ttl', %s::float8)", lifetime
+            )
+            with opened_sync(migrating, url) as cache:
+                for key, size in {"tiny": 2, "large": 20_000, "{braced}": 20_000}.items():
+                    assert cache.put(key, {"x": "z" * size}).delivered
+                    assert cache.get(key) == {"x": "z" * size}
+                    assert cache.invalidate(key).delivered
+                    assert cache.get_or_compute(key, lambda: {"x": 1}) == {"x": 1}
+                assert cache.get_or_compute("nobody", lambda: None) is None
+                cache.warm(["tiny"])
+                assert cache.health().redis_reachable
+    assert admin.acl_log() == []
+    used = {name.removeprefix("cmdstat_") for name in admin.info("commandstats")}
+    listed = {rule.removeprefix("+") for rule in APPLICATION_ACL.split() if rule.startswith("+")}
+    assert listed - used <= {"client|setinfo", "select"}  # by the driver, as it sees fit
 
 
 @pytest.mark.parametrize(
