@@ -76,8 +76,9 @@ SELECT l.pid, extract(epoch FROM pg_catalog.clock_timestamp() - coalesce(a.xact_
        coalesce(a.usename, p.owner)::text, nullif(a.application_name, ''), a.state
 FROM pg_catalog.pg_locks AS l
 LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
-LEFT JOIN pg_catalog.pg_prepared_xacts AS p
-    ON l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction::text
+LEFT JOIN pg_catalog.pg_locks AS x ON l.pid IS NULL AND x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
+    AND x.locktype = 'transactionid' AND x.granted
+LEFT JOIN pg_catalog.pg_prepared_xacts AS p ON p.transaction = x.transactionid
 WHERE l.locktype = 'relation' AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
   AND (l.relation = %(oid)s OR l.relation IN (SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s::oid)))

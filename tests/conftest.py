@@ -124,7 +124,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 BOTH_SETS = (
     "test_acl", "test_capture", "test_doctor", "test_drop", "test_epoch", "test_fence", "test_plan", "test_restore",
-    "test_service_functions", "test_sync", "test_verify",
+    "test_residue", "test_service_functions", "test_sync", "test_verify",
 )  # fmt: skip
 """What speaks to the servers in ways that differ from one version to another runs on both sets; the rest on the second
 one with --long alone."""

@@ -394,6 +394,25 @@ def rollback(run: Run, dry_run: DryRun = False) -> None:
 
 
 @command(app, LOOK)
+def residue(
+    run: Run,
+    source: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="a source tree to look through: Python, TypeScript, SQL")
+    ] = None,
+) -> None:
+    """Name what still mentions the column: in the database, and in a source tree by file and line. Changes nothing.
+
+    Exit code 3 where anything does. Example: cachemig residue --source ../app
+    """
+    from cachemig.steps import residue as step
+
+    result = step.residue(run.settings, source)
+    run.show(result, render.residue)
+    if result.found:
+        run.exit_code = Exit.REFUSED
+
+
+@command(app, LOOK)
 def measure(
     run: Run,
     keys: Annotated[int, typer.Option(min=1, metavar="N", help="so many keys at random")] = 100,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cachemig.steps.orders import Given
     from cachemig.steps.plan import Plan
     from cachemig.steps.recompute import OfFile, Recomputed, Undone
+    from cachemig.steps.residue import Residue
     from cachemig.steps.resync import Resynced
     from cachemig.steps.status import Status
     from cachemig.steps.sync import Backlog, Synced
@@ -200,6 +201,24 @@ def _deviation(found: Deviation | None) -> str:
 
 def plotted(screen: Screen, path: Path) -> None:
     screen.line(f"drawn: {path}")
+
+
+def residue(screen: Screen, result: Residue) -> None:
+    for mention in (*result.database, *result.code):
+        where = f"{mention.name}:{mention.line}" if mention.line else mention.name
+        screen.line(f"{mention.kind:<18} {where}\n{'':18} {mention.text}")
+    for name in result.own:
+        screen.line(f"{'trigger of cachemig':<18} {name}")
+    columns = ", ".join(result.columns)
+    there = "is still there" if result.still_there else "is not there any more"
+    screen.line(
+        f"{len(result.database):,} places in the database and {len(result.code):,} in {result.files:,} files mention "
+        f"{columns}, which {there}"
+    )
+    if not result.jobs_seen:
+        screen.line("pg_cron's jobs could not be read by this role", style="yellow")
+    for path in result.not_read:
+        screen.line(f"not read: {path}", style="yellow")
 
 
 def measured(screen: Screen, result: Measured) -> None:

@@ -1,0 +1,254 @@
+"""Brownout: the drop, rehearsed. The column is renamed for some minutes, so that whatever still names it fails as it
+would after the drop, and renamed back.
+
+How it comes back, whatever happens: a row in cachemig.brownout is written by the transaction that renames the column
+and deleted by the one that renames it back. So the row is there exactly while the column is hidden. It holds the
+deadline; `end_overdue()`, which every command calls first, renames back what is past it. `end()` does so at any moment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from cachemig.config import Settings, show_duration
+from cachemig.errors import LockNotGranted, Refused
+from cachemig.ladder import Phase
+from cachemig.progress import Progress
+from cachemig.source import control, queries
+from cachemig.source.connect import Connection, connect, source_errors, transaction
+from cachemig.steps.drop_column.inspect import find
+from cachemig.stop import Stop
+
+SUFFIX = "__cachemig_brownout"
+TRIES = 30
+LOOK_EVERY_S = 0.5
+MORE_ROLLBACKS = 2.0
+"""So many times the rate before, and five more, end it early: other things roll back too."""
+_FEW_ROLLBACKS = 5
+_FIRES = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA", "D": "DISABLE"}
+END = "cachemig drop-column --end-brownout"
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A brownout under way."""
+
+    table: str
+    column: str
+    ends_at: datetime
+    who: str
+    overdue: bool
+
+
+@dataclass(frozen=True)
+class Browned:
+    """How a brownout ended."""
+
+    table: str
+    column: str
+    seconds: float
+    """How long the column was hidden."""
+    ended_early: str | None
+    """Why; None: it lasted as long as it was meant to, and nothing was seen."""
+    rollbacks: int
+    """Transactions of this database that were rolled back meanwhile, whatever for."""
+    rollbacks_expected: float
+    """At the rate before it."""
+    client_errors: int
+    """That applications reported meanwhile."""
+    quiet: bool
+
+
+def brownout(
+    settings: Settings, stop: Stop, *, seconds: float, baseline_s: float | None = None
+) -> Generator[Progress, None, Browned]:
+    """Hides the column for `seconds`, or until something fails: more rollbacks than before, or errors of applications.
+
+    Wants phase redis-only, as the drop does. Stopped or failed, the column is back before this returns; killed, it is
+    back when the next command finds the deadline past, or `end()` is called.
+    """
+    with connect(settings) as conn:
+        state = control.require(conn, settings)
+        if state.phase is not Phase.REDIS_ONLY:
+            raise Refused(
+                f"a brownout is not allowed in phase {state.phase.value!r}: applications may still read the column",
+                hint="cachemig status says which step comes next",
+            )
+        refuse(conn)
+        rate = yield from _rate_before(conn, stop, min(10.0, seconds / 10) if baseline_s is None else baseline_s)
+        with control.lease(conn, "ladder"):
+            table = _hide(conn, settings, stop, seconds)
+        began, why = time.monotonic(), None
+        first = _errors(conn)
+        try:
+            while (passed := time.monotonic() - began) < seconds:
+                yield Progress(
+                    round(passed), round(seconds), "seconds", note=f"{settings.column} is hidden; Ctrl-C brings it back"
+                )
+                stop.wait(min(LOOK_EVERY_S, seconds - passed))
+                if stop.requested:
+                    why = "stopped on request"
+                    break
+                if why := _trouble(first, _errors(conn), rate * passed):
+                    break
+        finally:
+            end(settings)
+        last, hidden_s = _errors(conn), time.monotonic() - began
+        result = Browned(
+            table=table,
+            column=settings.column,
+            seconds=round(hidden_s, 1),
+            ended_early=why,
+            rollbacks=last[0] - first[0],
+            rollbacks_expected=round(rate * hidden_s, 1),
+            client_errors=max(0, last[1] - first[1]),
+            quiet=why is None,
+        )
+        control.journal(conn, "drop-column --brownout", {"seconds": result.seconds, "ended_early": why})
+        return result
+
+
+def now(conn: Connection) -> Hidden | None:
+    """The brownout under way, or None."""
+    row = _row(conn)
+    return None if row is None else Hidden(f"{row[7]}.{row[8]}", row[1], row[4], row[5], row[6])
+
+
+def refuse(conn: Connection) -> None:
+    """Raises Refused while a brownout is under way: the column has another name then."""
+    hidden = now(conn)
+    if hidden is not None:
+        raise Refused(
+            f"{hidden.column} is hidden by a brownout of {hidden.who} until {hidden.ends_at:%H:%M:%S %Z}", hint=END
+        )
+
+
+def end_overdue(settings: Settings) -> str | None:
+    """Renames back what a killed brownout left behind, once its time is over: the column, or None. One cheap question
+    where there is nothing to do. Every command calls it first."""
+    with connect(settings) as conn:
+        hidden = now(conn)
+    return end(settings) if hidden is not None and hidden.overdue else None
+
+
+def end(settings: Settings) -> str | None:
+    """Renames the column back, now. Returns its name, or None where no brownout is under way. Any number of callers may
+    do it at once. Raises LockNotGranted when the table was in use at every try."""
+    with connect(settings) as conn:
+        for left in reversed(range(TRIES)):
+            try:
+                return _reveal(conn, settings)
+            except LockNotGranted:
+                if not left:
+                    raise
+                time.sleep(0.2)
+    return None
+
+
+def _rate_before(conn: Connection, stop: Stop, seconds: float) -> Generator[Progress, None, float]:
+    first, began = _errors(conn), time.monotonic()
+    yield Progress(
+        0, None, "seconds", note=f"watching for {show_duration(round(seconds, 3))} how often transactions fail anyway"
+    )
+    stop.wait(seconds)
+    return float((_errors(conn)[0] - first[0]) / max(0.001, time.monotonic() - began))
+
+
+def _errors(conn: Connection) -> tuple[int, int, str | None]:
+    with source_errors():
+        row = conn.execute(queries.text("drop_column", "brownout_errors")).fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1]), row[2]
+
+
+def _trouble(first: tuple[int, int, str | None], last: tuple[int, int, str | None], expected: float) -> str | None:
+    if last[1] > first[1]:
+        return f"applications report {last[1] - first[1]} errors" + (f" ({last[2]})" if last[2] else "")
+    rollbacks = last[0] - first[0]
+    if rollbacks > expected * MORE_ROLLBACKS + _FEW_ROLLBACKS:
+        return f"{rollbacks} transactions were rolled back, where {expected:.0f} were to be expected"
+    return None
+
+
+def _hide(conn: Connection, settings: Settings, stop: Stop, seconds: float) -> str:
+    table = find(conn, settings)
+    for left in reversed(range(TRIES)):
+        stop.check("nothing was changed")
+        try:
+            with transaction(conn, lock_timeout_s=settings.lock_timeout):
+                conn.execute(queries.text("drop_column", "brownout_create"))
+                conn.execute(queries.query("drop_column", "drop_lock", table=table.identifier))
+                own = conn.execute(queries.text("drop_column", "brownout_own_triggers"), {"oid": table.oid}).fetchall()
+                _fire(conn, table.identifier, dict.fromkeys((str(name) for name, _ in own), "D"))
+                conn.execute(
+                    queries.text("drop_column", "brownout_begin"),
+                    {
+                        "oid": table.oid,
+                        "column": settings.column,
+                        "hidden": hidden_name(settings.column),
+                        "triggers": Jsonb(dict(own)),
+                        "seconds": seconds,
+                        "who": control.who(),
+                    },
+                )
+                _rename(conn, table.identifier, settings.column, hidden_name(settings.column))
+            return table.qualified
+        except LockNotGranted:
+            if not left:
+                raise
+            stop.wait(0.5)
+    raise AssertionError("the last try raises or returns")
+
+
+def _reveal(conn: Connection, settings: Settings) -> str | None:
+    row = _row(conn)
+    if row is None:
+        return None
+    with transaction(conn, lock_timeout_s=settings.lock_timeout):
+        if conn.execute(queries.text("drop_column", "brownout_end")).fetchone() is None:
+            return None  # somebody else has done it meanwhile
+        if row[8] is not None:
+            table = sql.Identifier(row[7], row[8])
+            conn.execute(queries.query("drop_column", "drop_lock", table=table))
+            _rename(conn, table, row[2], row[1])
+            _fire(conn, table, row[3])
+    return str(row[1])
+
+
+def _row(conn: Connection) -> tuple[Any, ...] | None:
+    with source_errors():
+        there = conn.execute(queries.text("drop_column", "brownout_there")).fetchone()
+        if not there or not there[0]:
+            return None
+        return conn.execute(queries.text("drop_column", "brownout_now")).fetchone()
+
+
+def hidden_name(column: str) -> str:
+    """What the column is called meanwhile: no longer than Postgres's 63 bytes."""
+    return column.encode()[: 63 - len(SUFFIX)].decode(errors="ignore") + SUFFIX
+
+
+def _rename(conn: Connection, table: sql.Identifier, old: str, new: str) -> None:
+    conn.execute(
+        queries.query("drop_column", "brownout_rename", table=table, old=sql.Identifier(old), new=sql.Identifier(new))
+    )
+
+
+def _fire(conn: Connection, table: sql.Identifier, triggers: dict[str, str]) -> None:
+    for name, how in triggers.items():
+        conn.execute(
+            queries.query(
+                "drop_column",
+                "brownout_trigger",
+                table=table,
+                fires=sql.SQL(_FIRES[how]),
+                trigger=sql.Identifier(name),
+            )
+        )
