@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import capture, emg, machine
+from benchmarks import capture, emg, machine, service
 from benchmarks.report import Report
 
 _BENCHMARKS: Mapping[str, tuple[Callable[[bool], Report], str]] = {
     "capture": (capture.run, "what capture costs an application that writes"),
     "emg": (emg.run, "how exact the recompute of a recording is, and how fast"),
+    "service": (service.run, "what CacheService costs an application, Redis well or not"),
 }
 
 

@@ -113,6 +113,7 @@ ALLOWED: dict[str, frozenset[Phase]] = {
     "resync": CAPTURED,
     "verify": CAPTURED | {Phase.REDIS_ONLY, Phase.DROPPED},  # after the drop, with the ledger
     "recompute": CAPTURED,  # the repaired value is delivered by capture and sync
+    "archive": frozenset(Phase) - {Phase.DROPPED},
     "cutover": CAPTURED,
     "rollback": CAPTURED | {Phase.IDLE},
     "clean": frozenset({Phase.IDLE, Phase.DROPPED}),
