@@ -69,6 +69,7 @@ FIRST: dict[str, tuple[tuple[str, ...] | None, ...]] = {
     "resync": (("dual-write",), None, None, (), ()),
     "verify": (("dual-write",), None, None, None, None),
     "recompute": (("dual-write",), None, None, (), ()),
+    "archive": (None, None, None, None, ()),
     "cutover": (("dual-write",), None, None, (), ()),
     "rollback": (None, None, None, (), ()),
     "clean": (None, ("dual-write --disable",), ("rollback", "dual-write --disable"), (), None),

@@ -12,7 +12,7 @@ from cachemig.cli import render
 from cachemig.cli.command import Run, command
 from cachemig.errors import ConfigError, Exit
 
-LOOK, MOVE, CUT_OVER, AFTER, TRY = "Look", "Move", "Cut over", "After", "Try"
+LOOK, MOVE, CUT_OVER, FINISH, AFTER, TRY = "Look", "Move", "Cut over", "Finish", "After", "Try"
 RAMP = ("ramp_max_errors", "ramp_max_fallback", "ramp_max_mismatch", "ramp_max_slowdown")
 ENTRY = ("order_by", "key_template", "codec", "ttl", "ttl_from", "ttl_jitter", "shape", "max_value_bytes")
 
@@ -435,6 +435,52 @@ def status(run: Run) -> None:
     from cachemig.steps import status as step
 
     run.show(step.status(run.settings), render.status)
+
+
+@command(app, FINISH, "chunk_bytes", "retry_for")
+def archive(
+    run: Run,
+    to: Annotated[
+        str, typer.Option("--to", metavar="PLACE", help="a file, or a URL that fsspec knows, such as s3://…")
+    ],
+    forget: Annotated[
+        list[str] | None, typer.Option("--forget", metavar="KEY", help="take this key out of it; may be repeated")
+    ] = None,
+    spool: Annotated[
+        Path | None, typer.Option("--spool", metavar="FOLDER", help="where a file for a store is made first")
+    ] = None,
+) -> None:
+    """Write the column to one file, read it back, and compare every row with the table. Changes no row.
+
+    Killed at any point, the same command goes on. Example: cachemig archive --to backup/analytics_cache.zst
+    """
+    from cachemig.steps import archive as step
+
+    if forget:
+        run.show(run.drive(lambda stop: step.forget(run.settings, stop, to, forget, spool=spool)), render.forgotten)
+    else:
+        run.show(run.drive(lambda stop: step.archive(run.settings, stop, to, spool=spool)), render.archived)
+
+
+@command(app, FINISH, "lock_timeout")
+def reclaim(
+    run: Run,
+    method: Annotated[str, typer.Option("--method", metavar="vacuum-full|pg_repack|none")] = "none",
+    execute: Execute = False,
+) -> None:
+    """Show what the table takes on disk and what gives the space back after the drop; --execute does it.
+
+    Dropping a column frees nothing by itself. Example: cachemig reclaim --method vacuum-full --execute
+    """
+    from cachemig.steps import reclaim as step
+
+    if method not in step.METHODS:
+        raise ConfigError(f"--method is one of {', '.join(step.METHODS)}", hint="cachemig reclaim")
+    if not execute:
+        run.show(step.outlook(run.settings), render.reclaimable)
+        return
+    chosen = next(m for m in step.METHODS if m == method)
+    run.show(run.drive(lambda stop: step.reclaim(run.settings, stop, method=chosen)), render.reclaimed)
 
 
 @command(app, AFTER)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cachemig.cli.screen import Screen, in_bytes, in_time
 
 if TYPE_CHECKING:
+    from cachemig.steps.archive import Archived, Forgotten
     from cachemig.steps.backfill import Backfilled, Outlook
     from cachemig.steps.clean import Rubbish
     from cachemig.steps.compare import Compared, Deviation
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from cachemig.steps.measure import Measured
     from cachemig.steps.orders import Given
     from cachemig.steps.plan import Plan
+    from cachemig.steps.reclaim import Outlook as ReclaimOutlook
+    from cachemig.steps.reclaim import Reclaimed
     from cachemig.steps.recompute import OfFile, Recomputed, Undone
     from cachemig.steps.residue import Residue
     from cachemig.steps.resync import Resynced
@@ -201,6 +204,43 @@ def _deviation(found: Deviation | None) -> str:
 
 def plotted(screen: Screen, path: Path) -> None:
     screen.line(f"drawn: {path}")
+
+
+def archived(screen: Screen, result: Archived) -> None:
+    done = "compared again" if result.only_checked else "written, read back and compared"
+    screen.line(
+        f"{result.location} is {done}: {result.rows:,} rows, {in_bytes(result.bytes)} as {in_bytes(result.file_bytes)} "
+        f"in {in_time(result.seconds)}"
+    )
+    screen.line(f"sha256 {result.sha256}")
+    if result.began_anew:
+        screen.line(f"begun anew: {result.began_anew}")
+    if not result.frozen:
+        screen.line("the column is still written to: this is what it held just now")
+
+
+def forgotten(screen: Screen, result: Forgotten) -> None:
+    screen.line(f"{result.rows:,} rows of {result.keys:,} keys are no longer in {result.location}")
+    screen.line(f"sha256 {result.sha256}")
+
+
+def reclaimable(screen: Screen, result: ReclaimOutlook) -> None:
+    s = result.before
+    sizes = {"heap": s.heap, "large values": s.toast, "indexes": s.indexes, "the whole database": s.database}
+    screen.table((result.table, "bytes"), [(name, in_bytes(size)) for name, size in sizes.items()])
+    screen.line(f"without what was dropped it would need about {in_bytes(result.kept_bytes)}")
+    for choice in result.choices:
+        available = "" if choice.available else " (not at hand)"
+        screen.line(f"{choice.method}{available}: {choice.what}; {choice.locks}; about {in_time(choice.seconds)}")
+    if result.column_is_there:
+        screen.line("the column is still there: nothing is to be gained yet")
+
+
+def reclaimed(screen: Screen, result: Reclaimed) -> None:
+    screen.line(
+        f"{result.table}: {in_bytes(result.before.table)} before, {in_bytes(result.after.table)} after, in "
+        f"{in_time(result.seconds)}; the database has {in_bytes(result.after.database)}"
+    )
 
 
 def residue(screen: Screen, result: Residue) -> None:

@@ -184,7 +184,7 @@ def read_rows(
                     _integer(version),
                     _integer(delivered),
                     _integer(from_ms),
-                    entry == b"\x01",
+                    entry is not None and bytes(entry) == b"\x01",
                     digest(text),
                     len(text),
                 ),

@@ -105,7 +105,7 @@ def archive(
     with Reconnecting(settings) as session:
         conn = session.get()
         table = inspect(conn, settings)
-        migration = control.require(conn, settings)
+        migration = control.require(conn, settings, "archive")
         rows = source.identity(conn, table)
         source.require_unambiguous(conn, table, rows)
         run = _Run(settings, stop, session, table, rows, place, _head(conn, table, rows, migration))
