@@ -122,17 +122,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests marked `long`, which take minutes")
 
 
-BOTH_SETS = (
-    "test_acl", "test_capture", "test_doctor", "test_drop", "test_epoch", "test_fence", "test_plan", "test_restore",
-    "test_residue", "test_service_functions", "test_sync", "test_verify",
+ON_ANOTHER_REDIS = ("test_acl", "test_epoch", "test_fence", "test_sync", "test_verify")
+ON_ANOTHER_POSTGRES = (
+    "test_capture", "test_doctor", "test_drop", "test_epoch", "test_plan", "test_residue", "test_restore",
+    "test_service_functions", "test_sync", "test_verify",
 )  # fmt: skip
-"""What speaks to the servers in ways that differ from one version to another runs on both sets; the rest on the second
-one with --long alone."""
+"""What speaks to a server in ways that differ from one version to another runs on the second set too, where that has
+another version of the server; the rest does with --long alone."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--long"):
-        twice = [i for i in items if _is_of_the_second_set(i) and not i.path.stem.startswith(BOTH_SETS)]
+        another_postgres = any(programs.postgres for programs in SETS.values())
+        kept = ON_ANOTHER_REDIS + (ON_ANOTHER_POSTGRES if another_postgres else ())
+        twice = [i for i in items if _is_of_the_second_set(i) and not i.path.stem.startswith(kept)]
         config.hook.pytest_deselected(items=twice)
         items[:] = [item for item in items if item not in set(twice)]
         for item in items:
