@@ -288,3 +288,69 @@ def test_dual_write_disabled_and_enabled_again(migrating: Migrating) -> None:
     run(work)
     migrating.sync()
     assert migrating.in_redis() == migrating.in_postgres()
+
+
+BOUND_S = 3.0
+"""Between clients: what the poll interval (0.1 s here), a breaker's longest pause and a sync that runs add up to, on a
+busy machine."""
+
+
+@pytest.mark.parametrize("faults", ["none", "kill"])
+def test_another_client_reads_nothing_older_than_the_bound(
+    migrating: Migrating, own_redis: OwnRedis, faults: str
+) -> None:
+    """One process writes, others read: a value that was replaced, and acknowledged, longer ago than the bound is seen
+    by nobody; where Redis answers, it is seen by nobody at all."""
+    server = own_redis({"appendonly": "yes", "appendfsync": "always"}, tcp=True)
+    migrating.use_redis(server.url)
+    migrating.redis_url = server.url
+    migrating.set(redis_timeout="2s", retry_for="5s")
+    migrating.put("k", {"n": 0})
+    migrating.begin()
+    migrating.backfill()
+    acknowledged: list[tuple[float, int, bool]] = [(0.0, 0, True)]
+    wrong: list[str] = []
+    reads = [0]
+    over = threading.Event()
+
+    def write() -> None:
+        number = 0
+        with opened_sync(migrating) as cache:
+            while not over.wait(0.01):
+                number += 1
+                delivered = cache.put("k", {"n": number}).delivered
+                acknowledged.append((time.monotonic(), number, delivered))
+
+    def read() -> None:
+        with opened_sync(migrating) as cache:
+            while not over.wait(0.003):
+                began, known = time.monotonic(), list(acknowledged)
+                entry = cache.get_entry("k")
+                reads[0] += 1
+                least = max(n for at, n, _ in known if at < began - BOUND_S)
+                if faults == "none" and known[-1][2]:
+                    least = known[-1][1]
+                if entry.value is None or entry.value["n"] < least:
+                    wrong.append(f"{entry.value} from {entry.source}, {least} was acknowledged")
+
+    def disturb() -> None:
+        while faults == "kill" and not over.wait(0.5):
+            server.kill()
+            over.wait(0.2)
+            server.start()
+
+    threads = [threading.Thread(target=work) for work in (write, read, read, disturb)]
+    for thread in threads:
+        thread.start()
+    try:
+        with Workers(migrating):
+            for step in up_and_down(migrating):
+                step()
+                time.sleep(0.6)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong, wrong[:5]
+    assert reads[0] > 100
+    assert len(acknowledged) > 50
