@@ -16,7 +16,7 @@ from cachemig.config import Settings
 from cachemig.entries.entry import Buffer, Entry, jitter_ms
 from cachemig.errors import Refused
 from cachemig.source import queries
-from cachemig.source.connect import Connection, source_errors
+from cachemig.source.connect import Connection, source_errors, transaction
 from cachemig.source.table import Table
 
 _SIGNATURE = b"PGCOPY\n\xff\r\n\x00"
@@ -109,6 +109,14 @@ def read_keys_known(conn: Connection, table: Table, keys: Sequence[str]) -> Gene
     """As read_keys, together with the ledger's row of each key."""
     query = queries.query("scan", "read_keys", **_with_ledger(table, "keys"), keys=sql.Literal(list(keys)))
     yield from map(partial(_known, table.settings), copy_rows(conn, query))
+
+
+def sampled_keys(conn: Connection, table: Table, size: int) -> list[str]:
+    """At most so many keys that hold a value, at random. Each row by itself, so that it is not a sample of pages."""
+    percent = 100.0 if table.tuples < 10 * size else min(100.0, 300.0 * size / table.tuples)
+    query = queries.query("scan", "sample_keys", **table.parts, percent=sql.Literal(percent), limit=sql.Literal(size))
+    with transaction(conn, read_only=True):
+        return [str(row[0]) for row in conn.execute(query).fetchall()]
 
 
 def _plain(table: Table) -> dict[str, sql.Composable]:

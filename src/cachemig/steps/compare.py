@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from psycopg import sql
-
 from cachemig.config import Settings
 from cachemig.emg.errors import RecordingError
 from cachemig.emg.isolated import Isolated, Pool
@@ -20,10 +18,9 @@ from cachemig.entries.shape import fault
 from cachemig.errors import Refused
 from cachemig.progress import Progress
 from cachemig.recordings import RecordingUnavailable
-from cachemig.source import control, queries, repair
-from cachemig.source.connect import Connection, source_errors, transaction
+from cachemig.source import control, repair, scan
 from cachemig.source.repair import Row
-from cachemig.source.table import Table, inspect
+from cachemig.source.table import inspect
 from cachemig.steps.recompute import Workshop, workers
 from cachemig.steps.retry import Reconnecting
 from cachemig.stop import Stop
@@ -101,7 +98,7 @@ def compare(
         table = inspect(conn, settings)
         control.require(conn, settings)
         workshop = Workshop.of(settings, conn, table, stop)
-        wanted = keys if keys is not None else _sampled(conn, table, sample)
+        wanted = keys if keys is not None else scan.sampled_keys(conn, table, sample)
         with Pool(workers(), workshop.limits) as pool:
             rows = (row for key in wanted if (row := repair.read(session.get(), table, key, workshop.columns)))
             for outcome in pool.map(lambda reader, row: _both(workshop, reader, row), rows):
@@ -151,14 +148,6 @@ def _add(result: Compared, stored: dict[str, Any], payloads: dict[str, dict[str,
                 deviation.only_one_side += 1
                 alike = False
         result.alike[profile] += alike
-
-
-def _sampled(conn: Connection, table: Table, size: int) -> list[str]:
-    rows = table.tuples
-    percent = 100.0 if rows < 10 * size else min(100.0, 300.0 * size / rows)
-    query = queries.query("scan", "sample_keys", **table.parts, percent=sql.Literal(percent), limit=sql.Literal(size))
-    with transaction(conn, read_only=True), source_errors():
-        return [str(row[0]) for row in conn.execute(query).fetchall()]
 
 
 # Pure ---------------------------------------------------------------------------------------------------------------

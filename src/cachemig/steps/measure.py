@@ -20,8 +20,8 @@ from cachemig.entries.codec import decode
 from cachemig.errors import Refused, TargetError
 from cachemig.progress import Progress
 from cachemig.service import CacheService
-from cachemig.source import control, queries
-from cachemig.source.connect import Connection, connect, source_errors, transaction
+from cachemig.source import control, queries, scan
+from cachemig.source.connect import Connection, connect, source_errors
 from cachemig.source.table import Table, inspect
 from cachemig.stop import Stop
 from cachemig.targets.faults import target_errors
@@ -104,7 +104,7 @@ def measure(
     with connect(settings) as conn:
         table = inspect(conn, settings)
         control.require(conn, settings)
-        chosen = _keys(conn, table, keys)
+        chosen = scan.sampled_keys(conn, table, keys)
         if not chosen:
             raise Refused(f"no row of {table.qualified} holds a value", hint="cachemig plan")
         sizes = [
@@ -225,13 +225,6 @@ def _one(conn: Connection, query: sql.Composed) -> str:
     with source_errors():
         row = conn.execute(query).fetchone()
     return str(row[0]) if row else "null"
-
-
-def _keys(conn: Connection, table: Table, size: int) -> list[str]:
-    percent = 100.0 if table.tuples < 10 * size else min(100.0, 300.0 * size / table.tuples)
-    query = queries.query("scan", "sample_keys", **table.parts, percent=sql.Literal(percent), limit=sql.Literal(size))
-    with transaction(conn, read_only=True):
-        return [str(row[0]) for row in conn.execute(query).fetchall()]
 
 
 def _value(target: RedisTarget, key: str) -> bytes | None:

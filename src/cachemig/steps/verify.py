@@ -124,7 +124,7 @@ def verify(
             yield from run.settle()
             result.counts[Verdict.SKIPPED] += run.skipped()
         else:
-            keys = run.sampled(sample)
+            keys = scan.sampled_keys(session.get(), table, sample)
             result.sample = len(keys)
             yield from run.keys_against_redis(keys)
             yield from run.settle()
@@ -256,16 +256,6 @@ class _Run:
                 ):
                     for known, found in self._looked_up(entries):
                         self._judge_again(known, found, orphan=again[known.entry.key], final=round_ == _REREADS)
-
-    def sampled(self, size: int) -> list[str]:
-        rows = self.table.tuples
-        percent = 100.0 if rows < 10 * size else min(100.0, 300.0 * size / rows)
-        query = queries.query(
-            "scan", "sample_keys", **self.table.parts, percent=sql.Literal(percent), limit=sql.Literal(size)
-        )
-        conn = self.session.get()
-        with transaction(conn, read_only=True), source_errors():
-            return [str(row[0]) for row in conn.execute(query).fetchall()]
 
     def skipped(self) -> int:
         """Keys whose rows hold nothing, but for those that have a verdict already because Redis holds something."""
