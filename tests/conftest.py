@@ -124,8 +124,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 ON_ANOTHER_REDIS = ("test_acl", "test_epoch", "test_fence", "test_sync", "test_verify")
 ON_ANOTHER_POSTGRES = (
-    "test_capture", "test_doctor", "test_drop", "test_epoch", "test_plan", "test_residue", "test_restore",
-    "test_service_functions", "test_sync", "test_verify",
+    "test_capture", "test_doctor", "test_drop", "test_epoch", "test_plan", "test_residue", "test_service_functions",
+    "test_sync", "test_verify",
 )  # fmt: skip
 """What speaks to a server in ways that differ from one version to another runs on the second set too, where that has
 another version of the server; the rest does with --long alone."""

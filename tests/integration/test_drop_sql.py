@@ -38,6 +38,8 @@ from tests.integration.dropping import (
     until,
 )
 
+pytestmark = pytest.mark.long  # until the command is there that uses it
+
 WEEK_S = 7 * 86400.0
 formats = pytest.mark.parametrize("format_", FORMATS)
 

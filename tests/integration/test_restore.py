@@ -28,6 +28,8 @@ from cachemig.stop import Stop
 from cachemig.targets.keys import VERSION, companion
 from tests.integration.conftest import Migrating, finish
 
+pytestmark = pytest.mark.long  # until the command is there that uses it
+
 E = 2**40
 
 ALL_OF_IT = """

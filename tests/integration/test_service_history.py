@@ -135,7 +135,7 @@ def up_and_down(case: Migrating) -> list[Callable[[], None]]:
 
 
 @pytest.mark.parametrize("faults", ["none", "kill", "freeze"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_no_read_is_older_than_the_last_acknowledged_write(
     migrating: Migrating, own_redis: OwnRedis, faults: str, seed: int
 ) -> None:
