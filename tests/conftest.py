@@ -122,20 +122,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests marked `long`, which take minutes")
 
 
-ON_ANOTHER_REDIS = ("test_acl", "test_epoch", "test_fence", "test_sync", "test_verify")
-ON_ANOTHER_POSTGRES = (
-    "test_capture", "test_doctor", "test_drop", "test_epoch", "test_plan", "test_residue", "test_service_functions",
-    "test_sync", "test_verify",
-)  # fmt: skip
-"""What speaks to a server in ways that differ from one version to another runs on the second set too, where that has
-another version of the server; the rest does with --long alone."""
+BOTH_SETS = ("test_acl", "test_capture", "test_epoch", "test_fence", "test_sync", "test_verify")
+"""What most depends on the versions of the servers runs on the second set too; the rest does with --long."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--long"):
-        another_postgres = any(programs.postgres for programs in SETS.values())
-        kept = ON_ANOTHER_REDIS + (ON_ANOTHER_POSTGRES if another_postgres else ())
-        twice = [i for i in items if _is_of_the_second_set(i) and not i.path.stem.startswith(kept)]
+        twice = [i for i in items if _is_of_the_second_set(i) and not i.path.stem.startswith(BOTH_SETS)]
         config.hook.pytest_deselected(items=twice)
         items[:] = [item for item in items if item not in set(twice)]
         for item in items:

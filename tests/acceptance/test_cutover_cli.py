@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import psycopg
+import pytest
 
 from tests.acceptance.conftest import Operator
 
@@ -55,6 +56,7 @@ def test_from_init_to_cutover_and_back(operator: Operator, table: Table) -> None
     assert (refused.code, "hint: cachemig dual-write" in refused.err) == (3, True)
 
 
+@pytest.mark.long
 def test_a_ramp(operator: Operator, table: Table) -> None:
     moved(operator)
     operator.fine("verify")

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "CACHEMIG_"))}
 
 
@@ -47,6 +49,7 @@ def test_the_demo_ends_with_the_proof_and_leaves_nothing_behind(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_keep_leaves_the_servers_to_try_commands(tmp_path: Path) -> None:
     told = demo(tmp_path, "--keep")
     exports = dict(shlex.split(line)[1].split("=", 1) for line in told.splitlines() if line.startswith("  export "))
