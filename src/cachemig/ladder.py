@@ -52,7 +52,7 @@ GATES: dict[str, str] = {
     "backfill": "every entry of the table was delivered in this epoch",
     "verify": "a verification of all keys has passed, a short time ago, in this epoch and with these settings",
     "lag": "sync keeps up",
-    "shadow": "where live clients compare in the shade: often enough, and never in vain",
+    "shadow": "where live clients compare in the shade: often enough, and without a mismatch",
     "soak": "the phase before has lasted",
     "expiring": "no entry would expire that nothing could be computed from again",
     "copied-back": "the column holds what Redis had newer",

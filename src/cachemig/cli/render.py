@@ -496,7 +496,7 @@ def plan(screen: Screen, result: Plan) -> None:
         )
     if result.expired_rows:
         rows.append(("expired", f"{result.expired_rows:,}: past their time, not moved"))
-    rows += [("corrupt", f"{count:,} × {fault}: set aside, not moved") for fault, count in result.corrupt.items()]
+    rows += [("corrupt", f"{count:,} × {fault}: set aside (on_corrupt)") for fault, count in result.corrupt.items()]
     s = result.sizes
     rows.append(
         (

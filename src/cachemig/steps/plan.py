@@ -137,7 +137,7 @@ class Plan:
     """Keys with more than one row that holds a value; one of them is the entry."""
     rows_beyond_winner: int
     corrupt: dict[str, int]
-    """Winners by name of the fault: to be set aside, not moved."""
+    """Winners by name of the fault: set aside, or what `on_corrupt` says."""
     expired_rows: int
     """Winners that are past their time already: not moved."""
     entries: int
