@@ -112,3 +112,94 @@ WHERE NOT EXISTS (SELECT FROM cachemig.entry AS e WHERE e.key_id = cachemig.key_
 
 -- name: mark_keys
 INSERT INTO cachemig.change (key) SELECT DISTINCT key FROM pg_catalog.unnest(%(keys)s::text[]) AS k (key);
+
+-- name: guard_function
+-- After stop-writes. What the application writes to the column all the same stays there (its statement succeeds), and is
+-- kept for Redis, with who wrote it; or the statement fails, where the guard is to reject. A statement that names the
+-- column and leaves it as it was (an ORM writes back all it has read) is no write. A row that goes takes its key with it,
+-- whatever the guard: that is no write to the column.
+CREATE OR REPLACE FUNCTION cachemig.guard() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $guard$
+DECLARE
+    holds boolean;
+    whose text := format('%s (user %s, from %s)', coalesce(nullif(current_setting('application_name'), ''), 'unnamed'),
+                         coalesce(nullif(nullif(current_setting('role'), ''), 'none'), session_user),
+                         coalesce(host(inet_client_addr()), 'this machine'));
+BEGIN
+    IF current_setting('cachemig.copying', true) = 'on' THEN  -- rollback brings back what Redis has newer
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND OLD.{key}::text IS DISTINCT FROM NEW.{key}::text) THEN
+        INSERT INTO cachemig.late_write (key, kind, writer) SELECT OLD.{key}::text, 'delete', whose
+        WHERE OLD.{key} IS NOT NULL;
+    END IF;
+    IF TG_OP = 'DELETE' OR NEW.{key} IS NULL THEN
+        RETURN NULL;
+    END IF;
+    holds := {new_nonempty};
+    IF TG_OP = 'UPDATE' THEN
+        IF OLD.{column}::text IS NOT DISTINCT FROM NEW.{column}::text OR NOT (holds OR {old_nonempty}) THEN
+            RETURN NULL;
+        END IF;
+    ELSIF NOT holds THEN
+        RETURN NULL;
+    END IF;
+    IF {rejects} THEN
+        RAISE object_not_in_prerequisite_state USING
+            MESSAGE = 'cachemig: ' || {column_text} || ' of ' || {table_text} || ' is not written any more: its cache is in Redis',
+            HINT = 'write it through CacheService; cachemig rollback has the column used again';
+    END IF;
+    INSERT INTO cachemig.late_write (key, kind, value, writer)
+    VALUES (NEW.{key}::text, 'write', CASE WHEN holds THEN NEW.{column}::text END, whose);
+    RETURN NULL;
+END
+$guard$;
+REVOKE ALL ON FUNCTION cachemig.guard() FROM PUBLIC;
+
+-- name: guard_truncate_function
+-- Rows that go all at once; those that came after an old snapshot keep their keys in Redis until they expire.
+CREATE OR REPLACE FUNCTION cachemig.guard_truncate() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $guard$
+BEGIN
+    INSERT INTO cachemig.late_write (key, kind, writer)
+    SELECT DISTINCT t.{key}::text, 'delete', 'TRUNCATE by ' || session_user FROM {table} AS t WHERE t.{key} IS NOT NULL;
+    RETURN NULL;
+END
+$guard$;
+REVOKE ALL ON FUNCTION cachemig.guard_truncate() FROM PUBLIC;
+
+-- name: guard_triggers_columns
+-- Fires as capture does: by the statement's column list.
+CREATE TRIGGER cachemig_guard AFTER INSERT OR DELETE OR UPDATE OF {columns} ON {table}
+    FOR EACH ROW EXECUTE FUNCTION cachemig.guard();
+
+-- name: guard_triggers_compare
+-- Where a BEFORE trigger may change the column behind the statement's back.
+CREATE TRIGGER cachemig_guard AFTER INSERT OR DELETE ON {table}
+    FOR EACH ROW EXECUTE FUNCTION cachemig.guard();
+CREATE TRIGGER cachemig_guard_update AFTER UPDATE ON {table}
+    FOR EACH ROW WHEN ({differs}) EXECUTE FUNCTION cachemig.guard();
+ALTER TABLE {table} ENABLE ALWAYS TRIGGER cachemig_guard_update;
+
+-- name: guard_always
+-- ALWAYS: as capture.
+CREATE TRIGGER cachemig_guard_truncate BEFORE TRUNCATE ON {table}
+    FOR EACH STATEMENT EXECUTE FUNCTION cachemig.guard_truncate();
+ALTER TABLE {table} ENABLE ALWAYS TRIGGER cachemig_guard;
+ALTER TABLE {table} ENABLE ALWAYS TRIGGER cachemig_guard_truncate;
+
+-- name: guard_drop
+-- Safe: without the triggers the table is as it was before the migration.
+DROP TRIGGER IF EXISTS cachemig_guard ON {table};
+DROP TRIGGER IF EXISTS cachemig_guard_update ON {table};
+DROP TRIGGER IF EXISTS cachemig_guard_truncate ON {table};
+DROP FUNCTION IF EXISTS cachemig.guard();
+DROP FUNCTION IF EXISTS cachemig.guard_truncate();
+
+-- name: guard_installed
+-- How the triggers of the guard fire ('A': always), and whether it rejects.
+SELECT t.tgenabled::text, pg_catalog.strpos(p.prosrc, 'IF true THEN') > 0
+FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+WHERE t.tgrelid = %(table_oid)s AND t.tgname LIKE 'cachemig\_guard%%' AND p.proname = 'guard' AND NOT t.tgisinternal;

@@ -21,6 +21,7 @@ CREATE TABLE cachemig.migration (
     percent      double precision NOT NULL DEFAULT 0 CHECK (percent BETWEEN 0 AND 100),  -- of the keys, read from Redis
     -- -1: none begun; the first is 0. Below 8192, so that epoch * 2^40 + count stays exact in Lua's doubles.
     epoch        integer NOT NULL DEFAULT -1 CHECK (epoch BETWEEN -1 AND 8191),
+    frozen_epoch integer,     -- of the column, from stop-writes on: what is read of it keeps that epoch; null: in use
     settings     jsonb NOT NULL,
     fingerprint  text NOT NULL,
     layout       jsonb,       -- what the chunks were laid out over; null: not laid out, or void
@@ -148,6 +149,21 @@ CREATE TABLE cachemig.archive (
 );
 COMMENT ON TABLE cachemig.archive IS 'cachemig: files that hold the column, each read back before it is named here';
 
+CREATE TABLE cachemig.late_write (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    key           text NOT NULL,
+    kind          text NOT NULL CHECK (kind IN ('write', 'delete')),
+    value         text,    -- null: there is to be none
+    writer        text NOT NULL,
+    taken_version bigint,  -- what Redis held when it was taken up: it replaces that, and nothing newer
+    outcome       text CHECK (outcome IN ('delivered', 'superseded', 'set-aside', 'failed')),
+    error         text,
+    done_at       timestamptz
+);
+CREATE INDEX late_write_waiting ON cachemig.late_write (id) WHERE outcome IS NULL;
+COMMENT ON TABLE cachemig.late_write IS 'cachemig: writes to the column after it was frozen, and removed rows; delivered to Redis';
+
 -- name: drop_control
 -- Destroys the control schema. Refused by the tool while capture is on: the trigger would fail at each write.
 DROP SCHEMA cachemig CASCADE;
@@ -158,7 +174,7 @@ VALUES ('idle', %(settings)s, %(fingerprint)s, %(who)s);
 
 -- name: migration
 -- Null where there is no control schema, so that a read-only role and an empty database get an answer, not an error.
-SELECT phase, percent, epoch, settings, fingerprint, layout, changed_at, changed_by, timeline, redis_run,
+SELECT phase, percent, epoch, frozen_epoch, settings, fingerprint, layout, changed_at, changed_by, timeline, redis_run,
        redis_marker,
        CASE WHEN NOT pg_catalog.pg_is_in_recovery()
             THEN pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8) END AS timeline_now
@@ -195,7 +211,8 @@ SELECT pg_catalog.to_regnamespace('cachemig') IS NOT NULL;
 -- name: set_phase
 UPDATE cachemig.migration
 SET phase = %(phase)s, epoch = %(epoch)s, layout = CASE WHEN epoch = %(epoch)s THEN layout END,
-    changed_at = clock_timestamp(), changed_by = %(who)s;
+    changed_at = CASE WHEN phase = %(phase)s THEN changed_at ELSE clock_timestamp() END,
+    changed_by = CASE WHEN phase = %(phase)s THEN changed_by ELSE %(who)s END;
 
 -- name: journal
 INSERT INTO cachemig.journal (who, command, phase_from, phase_to, epoch, figures)
@@ -216,6 +233,9 @@ RETURNING fence;
 -- name: lease_holder
 SELECT owner, expires_at, extract(epoch FROM expires_at - clock_timestamp())::float8 AS seconds_left
 FROM cachemig.lease WHERE name = %(name)s;
+
+-- name: holds_lease
+SELECT true FROM cachemig.lease WHERE name = %(name)s AND owner = %(owner)s AND fence = %(fence)s FOR SHARE;
 
 -- name: release_lease
 -- Safe: the fence sees to it that only the taker of this very lease gives it back.

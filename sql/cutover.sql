@@ -32,3 +32,23 @@ SET phase = %(phase)s, percent = %(percent)s, changed_at = pg_catalog.clock_time
 WHERE phase = %(phase_before)s AND percent = %(percent_before)s
   AND (%(epoch)s::integer IS NULL OR epoch = %(epoch)s::integer)
   AND EXISTS (SELECT FROM cachemig.lease WHERE name = 'ladder' AND owner = %(owner)s AND fence = %(fence)s);
+
+-- name: freeze
+-- stop-writes. The column keeps its epoch: what is still delivered from it loses against every write to Redis alone.
+UPDATE cachemig.migration
+SET phase = 'redis-only', frozen_epoch = epoch, epoch = epoch + 1, changed_at = pg_catalog.clock_timestamp(),
+    changed_by = %(who)s
+WHERE phase = 'cutover' AND percent = 100 AND epoch = %(epoch)s
+  AND EXISTS (SELECT FROM cachemig.lease WHERE name = 'ladder' AND owner = %(owner)s AND fence = %(fence)s);
+
+-- name: thaw
+-- rollback from redis-only: the column is written again. The epoch is set with it, above every write to Redis alone.
+UPDATE cachemig.migration SET frozen_epoch = NULL, percent = 100;
+
+-- name: expiring
+-- Entries that expire, in pages by their id.
+SELECT key_id, key FROM cachemig.entry
+WHERE state = 'delivered' AND expires_at IS NOT NULL AND key_id > %(after)s ORDER BY key_id LIMIT %(limit)s;
+
+-- name: expiring_count
+SELECT count(*) FROM cachemig.entry WHERE state = 'delivered' AND expires_at IS NOT NULL;

@@ -192,6 +192,12 @@ class Settings:
     cutover_max_lag: float = setting(
         5.0, "a change older than this and not delivered holds up a cutover", duration, metavar="DURATION"
     )
+    soak_cutover: float = setting(
+        86400.0, "stop-writes wants all reads to have come from Redis for so long", duration, metavar="DURATION"
+    )
+    soak_redis_only: float = setting(
+        7 * 86400.0, "drop-column wants so long without a write to the column", duration, metavar="DURATION"
+    )
     shadow_reads: int = setting(
         1000, "a cutover wants so many reads compared, where applications compare any", count, metavar="N"
     )

@@ -53,10 +53,10 @@ GATES: dict[str, str] = {
     "verify": "a verification of all keys has passed, a short time ago, in this epoch and with these settings",
     "lag": "sync keeps up",
     "shadow": "where live clients compare in the shade: often enough, and without a mismatch",
-    "soak": "the phase before has lasted",
-    "expiring": "no entry would expire that nothing could be computed from again",
-    "copied-back": "the column holds what Redis had newer",
-    "archive": "the column's archive is written and read back",
+    "soak": "the phase before has lasted long enough, undisturbed",
+    "expiring": "no entry would expire that could not be computed from a recording again",
+    "late-writes": "what was written to the frozen column has been delivered",
+    "archive": "the column is archived as it stands, and read back",
     "dependents": "nothing depends on the column",
 }
 
@@ -72,8 +72,6 @@ class Step:
     command: str
     gates: tuple[str, ...] = ()
     """Names in GATES, in the order in which they are looked at."""
-    built: bool = True
-    """False: the command does not exist yet, and is not to be named to anybody."""
 
 
 # Every pair that is not here is refused. A step onto the same phase repeats it and changes nothing; but within cutover
@@ -88,18 +86,16 @@ STEPS: tuple[Step, ...] = (
         Phase.CUTOVER,
         Phase.REDIS_ONLY,
         "stop-writes",
-        ("clients", "servers", "soak", "verify", "expiring"),
-        built=False,
+        ("clients", "servers", "soak", "verify", "lag", "expiring"),
     ),
-    Step(Phase.REDIS_ONLY, Phase.CUTOVER, "rollback", ("clients", "copied-back"), built=False),
+    Step(Phase.REDIS_ONLY, Phase.CUTOVER, "rollback"),
     Step(
         Phase.REDIS_ONLY,
         Phase.DROPPED,
         "drop-column",
-        ("clients", "servers", "soak", "verify", "archive", "dependents"),
-        built=False,
+        ("clients", "servers", "soak", "verify", "late-writes", "archive", "dependents"),
     ),
-    Step(Phase.DROPPED, Phase.REDIS_ONLY, "restore", ("archive",), built=False),
+    Step(Phase.DROPPED, Phase.REDIS_ONLY, "restore"),
 )
 
 # What a phase allows beside steps: backfill without capture would lose the writes that come in meanwhile, and removing
@@ -109,13 +105,16 @@ ALLOWED: dict[str, frozenset[Phase]] = {
     "dual-write": frozenset({Phase.IDLE, Phase.DUAL_WRITE}),
     "dual-write --disable": frozenset({Phase.IDLE, Phase.DUAL_WRITE}),
     "backfill": CAPTURED,
-    "sync": CAPTURED | {Phase.REDIS_ONLY},  # drains what was written before the column was frozen
+    # Drains what was written before the column was frozen, and brings later writes to Redis.
+    "sync": CAPTURED | {Phase.REDIS_ONLY, Phase.DROPPED},
     "resync": CAPTURED,
     "verify": CAPTURED | {Phase.REDIS_ONLY, Phase.DROPPED},  # after the drop, with the ledger
     "recompute": CAPTURED,  # the repaired value is delivered by capture and sync
     "archive": frozenset(Phase) - {Phase.DROPPED},
     "cutover": CAPTURED,
-    "rollback": CAPTURED | {Phase.IDLE},
+    "rollback": CAPTURED | {Phase.IDLE, Phase.REDIS_ONLY},
+    "stop-writes": frozenset({Phase.CUTOVER, Phase.REDIS_ONLY}),
+    "drop-column": frozenset({Phase.REDIS_ONLY, Phase.DROPPED}),
     "clean": frozenset({Phase.IDLE, Phase.DROPPED}),
 }
 
@@ -147,7 +146,7 @@ def way_to(command: str, phase: Phase) -> tuple[str, ...]:
         if at in ALLOWED[command]:
             return ways[at]
         for arrow in STEPS:
-            if arrow.start is at and arrow.built and arrow.end not in ways:
+            if arrow.start is at and arrow.end not in ways:
                 ways[arrow.end] = (*ways[at], arrow.command)
                 queue.append(arrow.end)
     return ()

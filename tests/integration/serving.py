@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from cachemig.ladder import Phase
 from cachemig.service import AsyncCacheService, CacheService, Options
+from cachemig.source.table import inspect
+from cachemig.steps import stop_writes
 from tests.integration.conftest import Migrating
 
 T = TypeVar("T")
@@ -43,21 +45,26 @@ def move(case: Migrating, phase: Phase, percent: float = 100.0) -> None:
     """Moves the ladder as its steps do, without their gates."""
     percent = percent if phase is Phase.CUTOVER else 0.0
     if phase in (Phase.REDIS_ONLY, Phase.DROPPED):
-        epoch = int(case.execute("SELECT epoch FROM cachemig.migration")[0][0]) + 1
-        case.target.plant_marker(epoch)
-        case.execute("UPDATE cachemig.migration SET phase = %s, percent = 0, epoch = %s", phase.value, epoch)
+        with case.conn.transaction():
+            for statement in stop_writes.statements(case.conn, inspect(case.conn, case.settings), "forward"):
+                case.conn.execute(statement)
+            case.execute(
+                "UPDATE cachemig.migration SET phase = %s, percent = 100, frozen_epoch = coalesce(frozen_epoch, epoch),"
+                " epoch = epoch + 1",
+                phase.value,
+            )
         return
     case.execute("UPDATE cachemig.migration SET phase = %s, percent = %s", phase.value, percent)
 
 
-def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.01)
 
 
-async def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+async def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come about"

@@ -36,7 +36,7 @@ class Ladder:
         return finish(cutover.cutover(m.settings, m.target, Stop(), percent, no_clients=no_clients))
 
     def back(self) -> cutover.Moved:
-        return finish(rollback.rollback(self.m.settings, Stop()))
+        return finish(rollback.rollback(self.m.settings, self.m.target, Stop()))
 
     def ramp(self, percents: list[float], hold: float, stop: Stop | None = None, **options: Any) -> Any:
         return cutover.ramp(self.m.settings, self.m.target, stop or Stop(), percents, hold, **options)
@@ -347,16 +347,17 @@ def test_every_worker_works_in_cutover_and_a_new_epoch_keeps_phase_and_percentag
     assert ladder.at() == ("cutover", 37.5)
 
 
-def test_from_idle_and_from_phases_of_another_version(ladder: Ladder) -> None:
+def test_from_other_phases(ladder: Ladder) -> None:
     finish(dual_write.switch(ladder.m.settings, ladder.m.target, enable=False))
     assert ladder.refused().hint == "cachemig dual-write"
     assert (ladder.back().changed, ladder.at()) == (False, ("idle", 0))
-    for phase in ("redis-only", "dropped"):
-        ladder.m.execute("UPDATE cachemig.migration SET phase = %s", phase)
-        assert ladder.refused().hint is None
-        with pytest.raises(Refused, match="rollback is not allowed") as caught:
-            ladder.back()
-        assert caught.value.hint is None
+    ladder.m.execute("UPDATE cachemig.migration SET phase = 'redis-only'")
+    assert ladder.refused().hint == "cachemig rollback"
+    ladder.m.execute("UPDATE cachemig.migration SET phase = 'dropped'")
+    assert ladder.refused().hint == "cachemig restore, then cachemig rollback"
+    with pytest.raises(Refused, match="rollback is not allowed") as caught:
+        ladder.back()
+    assert caught.value.hint == "cachemig restore"
 
 
 def test_which_keys_move(ladder: Ladder) -> None:
@@ -484,7 +485,7 @@ def test_another_operator_goes_back_while_clients_are_waited_for(ladder: Ladder)
     ladder.client("web-1")
     running = cutover.cutover(ladder.m.settings, ladder.m.target, Stop(), 10)
     next(running)
-    assert finish(rollback.rollback(ladder.m.settings, Stop())).changed  # at once: it still acts on dual-write
+    assert finish(rollback.rollback(ladder.m.settings, ladder.m.target, Stop())).changed
     assert ladder.at() == ("dual-write", 0)
     with pytest.raises(Refused, match="has moved on to dual-write while cutover 10 % was waited for"):
         finish(running)
@@ -533,7 +534,7 @@ def test_previews_change_nothing(ladder: Ladder) -> None:
     assert (shown.refused, [g.gate for g in shown.gates if not g.met]) == (True, ["clients"])
     shown = cutover.preview(m.settings, m.target, [1.0, 10.0], ramp=True, no_clients=True)
     assert (shown.refused, shown.percent_after, shown.then) == (False, 1.0, [10.0])
-    assert rollback.preview(m.settings).phase_after is Phase.DUAL_WRITE
+    assert rollback.preview(m.settings, m.target).phase_after is Phase.DUAL_WRITE
     assert m.execute("SELECT xmin::text, m::text FROM cachemig.migration m") == before
     assert m.execute("SELECT count(*) FROM cachemig.journal") == lines
     assert m.execute("SELECT count(*) FROM cachemig.lease") == [(0,)]

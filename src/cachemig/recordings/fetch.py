@@ -76,6 +76,24 @@ class Recordings:
             return Fetched(data, self.location.shown)
         raise error  # out here: its context would be the library's error, which shows the path
 
+    def is_there(self, row: Mapping[str, object]) -> bool:
+        """Whether the row's recording can be opened. Raises RecordingUnavailable where that cannot be told."""
+        try:
+            asyncio.run(self._opened(self.location.path(row)))
+        except RecordingUnavailable as exc:
+            if exc.transient or exc.name in ("forbidden", "not-configured"):
+                raise
+            return False
+        return True
+
+    async def _opened(self, path: str) -> None:
+        late = RecordingUnavailable("timeout", f"it took longer than {_STALL:g} s", transient=True)
+        try:
+            async with asyncio.timeout(_STALL), self.store.opened(path, _STALL) as read:
+                await read(1)
+        except TimeoutError:
+            raise late from None
+
     def _attempts(self, path: str) -> bytes:
         deadline = time.monotonic() + self.timeout
         limit = stop_after_attempt(self.attempts) | stop_before_delay(self.timeout)

@@ -8,16 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from cachemig import targets
-from cachemig.targets.keys import MARKER, VERSION, KeyTemplate, companion, temporary
-
-LEASE = "cachemig:l:"
-"""Held by the process that loads the key: a random token, expires by itself."""
-NEGATIVE = "cachemig:n:"
-"""The loader found nothing; expires soon. So the value key holds plain JSON or nothing."""
-
-
-TAKEN_BACK = "cachemig:c:"
-"""A write in redis-only that had no answer and was followed by another one: it is refused should it still arrive."""
+from cachemig.targets.keys import LEASE, MARKER, NEGATIVE, TAKEN_BACK, VERSION, KeyTemplate, companion, temporary
 
 
 @dataclass(frozen=True)
@@ -35,7 +26,7 @@ _HERE = Path(__file__).parent
 _TARGETS = Path(targets.__file__).parent
 DELIVER = _script(_TARGETS / "deliver.lua")
 DELIVER_LARGE = _script(_TARGETS / "deliver_large.lua")
-WRITE = _script(_HERE / "write.lua")
+WRITE = _script(_TARGETS / "write.lua")
 ACQUIRE = _script(_HERE / "acquire.lua")
 RELEASE = _script(_HERE / "release.lua")
 

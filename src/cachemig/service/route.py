@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cachemig.entries.entry import EPOCH
 from cachemig.ladder import Phase, reads_from, writes_to
 
 PINNED = -2
@@ -156,9 +155,9 @@ class Floors:
     def raise_to(self, key: str, version: int | None) -> None:
         """After a write of this version; None where Postgres does not tell it (row-level security)."""
         with self._lock:
-            known, until = self._floors.pop(key, (0, 0.0))
-            if version is None:
-                until = time.monotonic() + UNKNOWN_FOR_S
+            known, _ = self._floors.pop(key, (0, 0.0))
+            # A version that is known is that of a later state than the one before, whose version was not.
+            until = time.monotonic() + UNKNOWN_FOR_S if version is None else 0.0
             self._floors[key] = (max(known, version or 0), until)
             while len(self._floors) > self._size:
                 self._floors.popitem(last=False)
@@ -177,11 +176,8 @@ class Floors:
 def allows(floor: Floor | None, version: int, route: Route) -> bool:
     """Whether a value of this version may be returned.
 
-    Where the column cannot be asked any more, writes of earlier epochs no longer count: sync has delivered them, or
-    they were rolled back.
+    Where the column is not to be asked any more, that makes it a miss until sync has delivered the write.
     """
     if floor is None or route.pinned:
         return True
-    if not route.has_column:
-        return version >= floor[0] or floor[0] < route.epoch * EPOCH
     return version >= floor[0] and floor[1] <= time.monotonic()

@@ -42,18 +42,10 @@ def removal(table: Table, in_work: Sequence[Range]) -> list[sql.Composed]:
 def statements(table: Table, mode: str, *, replace: bool) -> list[sql.Composed]:
     """The statements that switch capture on, in order, to be run in one transaction; `replace`: what there is of it
     is removed first."""
-    parts = {"table": table.identifier, "key": sql.Identifier(table.settings.key_column)}
-    if mode == "columns":
-        columns = sql.SQL(", ").join(map(sql.Identifier, table.state_columns))
-        triggers = queries.query("capture", "capture_triggers_columns", columns=columns, **parts)
-    else:
-        differs = sql.SQL(" OR ").join(
-            sql.SQL("OLD.{0}{1} IS DISTINCT FROM NEW.{0}{1}").format(
-                sql.Identifier(c), sql.SQL("::text" if table.columns[c] == "json" else "")
-            )
-            for c in table.state_columns
-        )
-        triggers = queries.query("capture", "capture_triggers_compare", differs=differs, **parts)
+    parts: dict[str, sql.Composable] = {"table": table.identifier, "key": sql.Identifier(table.settings.key_column)}
+    triggers = _watching(
+        ("capture_triggers_columns", "capture_triggers_compare"), table, mode, table.state_columns, parts
+    )
     return [
         lock(table, replace=replace),
         *([queries.query("capture", "capture_drop", table=table.identifier)] if replace else []),
@@ -62,6 +54,68 @@ def statements(table: Table, mode: str, *, replace: bool) -> list[sql.Composed]:
         triggers,
         queries.query("capture", "capture_always", table=table.identifier),
     ]
+
+
+def _watching(
+    names: tuple[str, str], table: Table, mode: str, watched: Sequence[str], parts: dict[str, sql.Composable]
+) -> sql.Composed:
+    """The triggers that fire where a row comes, goes, or is changed in one of these columns. `names`: of the statements,
+    by the mode."""
+    if mode == "columns":
+        columns = sql.SQL(", ").join(map(sql.Identifier, watched))
+        return queries.query("capture", names[0], columns=columns, **parts)
+    differs = sql.SQL(" OR ").join(
+        sql.SQL("OLD.{0}{1} IS DISTINCT FROM NEW.{0}{1}").format(
+            sql.Identifier(c), sql.SQL("::text" if table.columns[c] == "json" else "")
+        )
+        for c in watched
+    )
+    return queries.query("capture", names[1], differs=differs, **parts)
+
+
+def guard(table: Table, mode: str, *, rejects: bool) -> list[sql.Composed]:
+    """The statements that put the guard in the place of capture, in order, to be run in one transaction."""
+    settings = table.settings
+    parts: dict[str, sql.Composable] = {"table": table.identifier, "key": sql.Identifier(settings.key_column)}
+    return [
+        lock(table, replace=True),
+        queries.query("capture", "guard_drop", table=table.identifier),
+        queries.query("capture", "capture_drop", table=table.identifier),
+        queries.query(
+            "capture",
+            "guard_function",
+            **parts,
+            column=sql.Identifier(settings.column),
+            new_nonempty=table.nonempty("NEW"),
+            old_nonempty=table.nonempty("OLD"),
+            rejects=sql.SQL("true" if rejects else "false"),
+            column_text=sql.Literal(settings.column),
+            table_text=sql.Literal(table.qualified),
+        ),
+        queries.query("capture", "guard_truncate_function", **parts),
+        _watching(
+            ("guard_triggers_columns", "guard_triggers_compare"),
+            table,
+            mode,
+            (settings.column, settings.key_column),
+            parts,
+        ),
+        queries.query("capture", "guard_always", table=table.identifier),
+    ]
+
+
+def unguard(table: Table) -> sql.Composed:
+    """Removes the guard. Under the table's lock."""
+    return queries.query("capture", "guard_drop", table=table.identifier)
+
+
+def guarded(conn: Connection, table: Table) -> str | None:
+    """`forward` or `reject`, where the guard is on the table and fires always; else None."""
+    with source_errors():
+        rows = conn.execute(queries.text("capture", "guard_installed"), {"table_oid": table.oid}).fetchall()
+    if not rows or any(fires != "A" for fires, _ in rows):
+        return None
+    return "reject" if rows[0][1] else "forward"
 
 
 def _triggers(conn: Connection, table: Table) -> list[tuple[str, str, bool]]:

@@ -14,6 +14,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from cachemig.config import Settings
+from cachemig.entries.entry import EPOCH
 from cachemig.errors import LeaseHeld, NotInitialised, Refused, SettingsDiffer
 from cachemig.ladder import ALLOWED, Phase, way_to
 from cachemig.source import queries
@@ -30,6 +31,8 @@ class Migration:
     percent: float
     """Of the keys, those read from Redis in phase `cutover`."""
     epoch: int
+    frozen_epoch: int | None
+    """Of the column from stop-writes on; what is read of it keeps that epoch. None: the column is in use."""
     settings: dict[str, Any]
     fingerprint: str
     layout: dict[str, Any] | None
@@ -40,6 +43,22 @@ class Migration:
     redis_marker: str | None
     timeline_now: str | None
     """Of the Postgres that answered; `timeline` is that of the one that capture was committed on."""
+
+    @property
+    def base(self) -> int:
+        """The lowest version of a write to Redis alone; whatever is read from the frozen column is below."""
+        return (self.column_epoch + 1) * EPOCH
+
+    @property
+    def column_epoch(self) -> int:
+        """The epoch of what is read from the column."""
+        return self.epoch if self.frozen_epoch is None else self.frozen_epoch
+
+    @property
+    def fenced(self) -> bool:
+        """A rollback was begun that no write to Redis alone may come after, and has not ended."""
+        planted = (self.redis_marker or "").partition(":")[0]
+        return self.frozen_epoch is not None and planted.isdigit() and int(planted) > self.epoch
 
 
 def find(conn: Connection) -> Migration | None:

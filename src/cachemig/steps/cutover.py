@@ -23,6 +23,7 @@ from cachemig.source import control, queries
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.steps import clients, gates
 from cachemig.steps.clients import Report, stage
+from cachemig.steps.copy_back import CopiedBack
 from cachemig.steps.gates import Measured
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.steps.sync import backlog
@@ -53,6 +54,8 @@ class Moved:
     """Names of the live clients, all of which act on it."""
     seconds: float = 0.0
     """From the step until they all did."""
+    copied: CopiedBack | None = None
+    """What a rollback from redis-only brought back."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Preview:
     gates: list[Measured]
     clients: list[str]
     """Names of the live clients that would be waited for."""
+    copies: int | None = None
+    """Keys that were written to Redis alone, and would be compared with the column."""
 
     @property
     def refused(self) -> bool:
@@ -230,7 +235,7 @@ def take(
         if before == after:
             return Moved(*after, *before, changed=False, gates=[])
         step = ladder.step(before[0], after[0])
-        if step is None or step.command != name or not step.built:
+        if step is None or step.command != name:
             raise Refused(f"no {name} leads from {stage(*before)} to {stage(*after)}", hint="cachemig status")
         measured = _measured(conn, settings, target, migration, after, command, no_clients)
         gates.require(measured, command)

@@ -6,21 +6,17 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from psycopg import sql
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
-from tenacity.wait import wait_random_exponential
 
 from cachemig.config import Settings
-from cachemig.errors import LeaseHeld, LockNotGranted
+from cachemig.errors import LeaseHeld
 from cachemig.ladder import ALLOWED, CAPTURED, Phase
 from cachemig.progress import Progress
 from cachemig.source import capture, chunks, control, functions, queries
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import clients, doctor, epoch
-from cachemig.steps.retry import reason
+from cachemig.steps.retry import lock_attempts, reason
 from cachemig.targets.redis import RedisTarget
-
-_TRIES = 30
 
 
 @dataclass(frozen=True)
@@ -88,17 +84,12 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
             control.require(conn, settings, "dual-write" if enable else "dual-write --disable")
             # Before the table's lock is asked for: nobody is to wait for Redis.
             prepared = epoch.prepare(migration, target) if enable else None
-            for attempt in Retrying(
-                retry=retry_if_exception_type(LockNotGranted),
-                wait=wait_random_exponential(multiplier=1.0, min=0.2, max=10.0),
-                stop=stop_after_attempt(_TRIES),
-                reraise=True,
-            ):
+            for attempt in lock_attempts():
                 with attempt:
                     result = _switch(conn, settings, table, migration, prepared)
                 if why := reason(attempt.retry_state):
                     tried = attempt.retry_state.attempt_number
-                    yield Progress(tried, _TRIES, "tries", waiting=f"{why}; the application goes first")
+                    yield Progress(tried, None, "tries", waiting=f"{why}; the application goes first")
     return result
 
 

@@ -49,23 +49,48 @@ def ensure(conn: Connection, target: RedisTarget) -> Begun | None:
     if migration is None or migration.phase is Phase.IDLE:  # without capture no epoch can begin
         return None
     reason = changed(migration, target.identity())
-    return begin(conn, target, reason, expected=migration.epoch) if reason else None
+    return begin(conn, target, reason, expected=migration.epoch, noticed=True) if reason else None
 
 
-def begin(conn: Connection, target: RedisTarget, reason: str, *, expected: int) -> Begun | None:
-    """Begins an epoch after `expected`, in one transaction; None if another worker was first."""
+def begin(conn: Connection, target: RedisTarget, reason: str, *, expected: int, noticed: bool = False) -> Begun | None:
+    """Begins an epoch after `expected`, in one transaction; None if another worker was first. `noticed`: only if either
+    server is still another one than was recorded."""
     with transaction(conn):
         row = conn.execute(queries.text("control", "lock_migration")).fetchone()
         if row is None or row[0] != expected:
             return None
         migration = control.find(conn)
         assert migration is not None
-        if migration.phase is Phase.IDLE:
+        if migration.phase is Phase.IDLE or (noticed and changed(migration, target.identity()) is None):
             return None
-        number, marked = record(conn, migration.phase, prepare(migration, target))
+        if migration.frozen_epoch is None:
+            number, marked = record(conn, migration.phase, prepare(migration, target))
+        else:
+            number, marked = _without_the_column(conn, migration, target), 0
         figures = {"reason": reason, "marked": marked, "shadow": clients.shadow_so_far(conn)}
         control.journal(conn, "new epoch", figures, phase_from=migration.phase)
     return Begun(number, marked, reason)
+
+
+def _without_the_column(conn: Connection, migration: control.Migration, target: RedisTarget) -> int:
+    """From stop-writes on: the verifications are void, and nothing is delivered again. What Redis lost may have been
+    newer than the column; a miss is computed again, a stale value would stay. The marker keeps the column's epoch, so
+    that the last changes from before it was frozen can be delivered."""
+    assert migration.frozen_epoch is not None
+    _, highest = _look_into(target)
+    number = _above(migration, target, highest)
+    target.plant_marker(migration.frozen_epoch)
+    control.set_phase(conn, migration.phase, number)
+    identity = target.identity()
+    conn.execute(queries.text("control", "set_identities"), {"run": identity.run, "marker": identity.marker})
+    return number
+
+
+def _above(migration: control.Migration, target: RedisTarget, highest: int) -> int:
+    number = max(migration.epoch, target.identity().epoch, highest) + 1
+    if number > LAST:
+        raise Refused("8,192 epochs are used up", hint="cachemig dual-write --disable, then clean, and begin anew")
+    return number
 
 
 @dataclass(frozen=True)
@@ -87,9 +112,7 @@ def prepare(migration: control.Migration, target: RedisTarget) -> Prepared:
     higher epoch begins; the other way round a flushed Redis could be taken for a filled one.
     """
     _, highest = _look_into(target)
-    number = max(migration.epoch, target.identity().epoch, highest) + 1
-    if number > LAST:
-        raise Refused("8,192 epochs are used up", hint="cachemig dual-write --disable, then clean, and begin anew")
+    number = _above(migration, target, highest)
     target.plant_marker(number)
     owners, _ = _look_into(target)
     return Prepared(number, target.identity(), owners)

@@ -19,10 +19,12 @@ from cachemig.config import Settings, show_duration
 from cachemig.errors import Refused
 from cachemig.ladder import Phase
 from cachemig.source import capture, control, queries
+from cachemig.source.archive import newest
 from cachemig.source.connect import Connection, source_errors, transaction
-from cachemig.source.table import inspect
-from cachemig.steps import epoch
+from cachemig.source.table import Table, inspect
+from cachemig.steps import epoch, late_writes
 from cachemig.steps.clients import COMPARED, Client, everyone, named, report, shadow_since_epoch, stage
+from cachemig.steps.late_writes import Late
 from cachemig.steps.sync import backlog
 from cachemig.targets.redis import RedisTarget
 
@@ -62,6 +64,25 @@ class Seen:
     """Some live client compares in the shade."""
     shadow: Counter[str]
     """Since this epoch began, of clients that died meanwhile too."""
+    held_s: float = 0.0
+    """Since this phase, with this percentage, began."""
+    late: Late | None = None
+    """None: the column is in use."""
+    expiring: Expiring | None = None
+    archived_s: float | None = None
+    """Since an archive was last read back and found equal to the table; None: none ever was."""
+    in_the_way: Sequence[str] = ()
+    """What depends on the column, or names it."""
+
+
+@dataclass(frozen=True)
+class Expiring:
+    """Entries that Redis will let go, and that nothing can be computed from again."""
+
+    keys: int
+    of: int
+    """That have an expiry at all."""
+    accepted: int
 
 
 class Answer(NamedTuple):
@@ -169,6 +190,67 @@ def _shadow(seen: Seen) -> Answer:
     )
 
 
+def _soak(seen: Seen) -> Answer:
+    if seen.phase is Phase.CUTOVER:
+        wanted, held = seen.settings.soak_cutover, seen.held_s
+        if seen.percent < 100:
+            return Answer(
+                False,
+                f"{seen.percent:g} % of the keys are read from Redis",
+                "cachemig cutover --ramp 50,100",
+            )
+        what = "all reads have come from Redis"
+    else:
+        wanted, held = seen.settings.soak_redis_only, seen.held_s
+        what = "nothing has written the column"
+        if seen.late is not None and seen.late.last_write_s is not None and seen.late.last_write_s < held:
+            held = seen.late.last_write_s
+            what += f" since the last late write, of {seen.late.writers[0][0]},"
+    return Answer(
+        held >= wanted,
+        f"{what} for {show_duration(round(held))} (wanted: {show_duration(wanted)})",
+        f"wait for {show_duration(max(1, round(wanted - held)))}, then the same command again",
+    )
+
+
+def _expiring(seen: Seen) -> Answer:
+    found = seen.expiring or Expiring(0, 0, 0)
+    if not found.keys:
+        figure = "every entry that expires has a recording" if found.of else "no entry expires"
+        return Answer(True, figure, "cachemig status")
+    accepted = f", accepted: {found.accepted:,}" if found.accepted else ""
+    return Answer(
+        found.keys <= found.accepted,
+        f"{found.keys:,} of {found.of:,} entries with an expiry have no recording{accepted}",
+        f"set recordings_location; or {seen.command} --accept-expiring {found.keys}, if the application computes them",
+    )
+
+
+def _late_writes(seen: Seen) -> Answer:
+    waiting = seen.late.waiting if seen.late else 0
+    return Answer(waiting == 0, f"{waiting:,} wait to be delivered", "cachemig sync --once")
+
+
+def _archive(seen: Seen) -> Answer:
+    command = "cachemig archive --to PLACE"
+    if seen.archived_s is None:
+        return Answer(False, "there is none that was read back", command)
+    if seen.archived_s > seen.held_s:
+        return Answer(False, "the last one is from before the column was frozen", command)
+    if seen.late is not None and seen.late.last_write_s is not None and seen.archived_s > seen.late.last_write_s:
+        return Answer(False, "the column was written after the last one", command)
+    return Answer(True, f"read back {show_duration(round(seen.archived_s))} ago", command)
+
+
+def _dependents(seen: Seen) -> Answer:
+    names = "; ".join(seen.in_the_way)
+    return Answer(
+        not seen.in_the_way,
+        f"in the way: {names}" if names else "nothing is in the way",
+        "cachemig drop-column tells what to do about each",
+    )
+
+
 MEASURES: dict[str, Callable[[Seen], Answer]] = {
     "clients": _clients,
     "capture": _capture,
@@ -177,6 +259,11 @@ MEASURES: dict[str, Callable[[Seen], Answer]] = {
     "verify": _verify,
     "lag": _lag,
     "shadow": _shadow,
+    "soak": _soak,
+    "expiring": _expiring,
+    "late-writes": _late_writes,
+    "archive": _archive,
+    "dependents": _dependents,
 }
 
 
@@ -201,17 +288,17 @@ def look(
     *,
     command: str,
     no_clients: bool,
+    expiring: Expiring | None = None,
+    in_the_way: Sequence[str] = (),
 ) -> Seen:
-    """Reads what the gates look at. Takes as long as a search of the table for keys that were never delivered."""
+    """Reads what the gates look at. In phases with capture it takes as long as a search of the table for keys that were
+    never delivered."""
     table = inspect(conn, settings)
-    server_changed = epoch.changed(migration, target.identity())
-    search = queries.query(
-        "scan", "unhandled", **table.parts, since=sql.Literal(control.now(conn)), limit=sql.Literal(_LOOK_FOR)
-    )
-    with transaction(conn, read_only=True):
-        unhandled = len(conn.execute(search).fetchall())
+    captured_phase = migration.phase in ladder.CAPTURED
     all_clients = everyone(conn)
     live = [client for client in all_clients if client.live]
+    archive = newest(conn)
+    now = control.now(conn)
     return Seen(
         settings=settings,
         command=command,
@@ -220,14 +307,27 @@ def look(
         percent=migration.percent,
         epoch=migration.epoch,
         clients=live,
-        captured=capture.installed(conn, table),
-        server_changed=server_changed,
-        unhandled=unhandled,
+        captured=captured_phase and capture.installed(conn, table),
+        server_changed=epoch.changed(migration, target.identity()),
+        unhandled=_unhandled(conn, table) if captured_phase else 0,
         verification=last_verification(conn),
         lag_s=backlog(conn).oldest_s,
         compares=any(report(client.stats for client in live).shadow.values()),
         shadow=shadow_since_epoch(conn, all_clients),
+        held_s=(now - migration.changed_at).total_seconds(),
+        late=None if migration.frozen_epoch is None else late_writes.look(conn),
+        expiring=expiring,
+        archived_s=None if archive is None else (now - archive.checked_at).total_seconds(),
+        in_the_way=in_the_way,
     )
+
+
+def _unhandled(conn: Connection, table: Table) -> int:
+    search = queries.query(
+        "scan", "unhandled", **table.parts, since=sql.Literal(control.now(conn)), limit=sql.Literal(_LOOK_FOR)
+    )
+    with transaction(conn, read_only=True):
+        return len(conn.execute(search).fetchall())
 
 
 def last_verification(conn: Connection) -> Verification | None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from tenacity import AttemptManager, RetryCallState, Retrying, retry_if_exception_type, stop_after_delay
+from tenacity import (
+    AttemptManager,
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+)
 from tenacity.wait import wait_random_exponential
 
 from cachemig import errors
@@ -34,6 +41,18 @@ def attempts(settings: Settings, stop: Stop) -> Iterator[AttemptManager]:
             wait=wait_random_exponential(multiplier=0.2, min=0.05, max=10.0),
             stop=lambda state: stop.requested or limit(state),
             sleep=stop.wait,
+            reraise=True,
+        )
+    )
+
+
+def lock_attempts(tries: int = 30) -> Iterator[AttemptManager]:
+    """Tries at a step that takes the table's lock, for `lock_timeout` each; in between the application goes first."""
+    return iter(
+        Retrying(
+            retry=retry_if_exception_type(errors.LockNotGranted),
+            wait=wait_random_exponential(multiplier=1.0, min=0.2, max=10.0),
+            stop=stop_after_attempt(tries),
             reraise=True,
         )
     )

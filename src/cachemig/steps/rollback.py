@@ -1,7 +1,7 @@
-"""rollback: one phase down, at once and with nothing lost. It asks nobody: not Redis, not the clients.
+"""rollback: one phase down, with nothing lost. From cutover at once, and it asks nobody: not Redis, not the clients.
 
 Within the poll interval of the applications every read comes from the column again. What Redis holds stays and is kept
-equal, so that a cutover can begin anew.
+equal, so that a cutover can begin anew. From redis-only Redis is asked for what it has newer (copy_back).
 """
 
 from __future__ import annotations
@@ -16,25 +16,38 @@ from cachemig.progress import Progress
 from cachemig.source import control
 from cachemig.source.connect import connect
 from cachemig.steps import clients
+from cachemig.steps.copy_back import copy_back, newer
 from cachemig.steps.cutover import Moved, Preview, take
 from cachemig.steps.retry import Reconnecting
 from cachemig.stop import Stop
+from cachemig.targets.redis import RedisTarget
 
 _COMMAND = "cachemig rollback"
 
 
-def preview(settings: Settings) -> Preview:
+def preview(settings: Settings, target: RedisTarget) -> Preview:
     """What `rollback` would do now. Reads only."""
     with connect(settings) as conn:
         migration = control.require(conn, settings, "rollback")
         at = (migration.phase, migration.percent)
-        after = (Phase.DUAL_WRITE, 0.0) if migration.phase is Phase.CUTOVER else at
-        return Preview(_COMMAND, *at, *after, [], [], [client.name for client in clients.live(conn)])
+        copies = None
+        after = at
+        match migration.phase:
+            case Phase.REDIS_ONLY:
+                after = (Phase.CUTOVER, 100.0)
+                copies = len({key for found in newer(target, migration.base) for key, _ in found})
+            case Phase.CUTOVER:
+                after = (Phase.DUAL_WRITE, 0.0)
+        names = [client.name for client in clients.live(conn)]
+        return Preview(_COMMAND, *at, *after, [], [], names, copies)
 
 
-def rollback(settings: Settings, stop: Stop) -> Generator[Progress, None, Moved]:
-    """From cutover to dual-write; from there on it says that it is there already. Waits for the live clients: those
-    that do not follow within `client_wait` are named (Refused), and the phase stays.
+def rollback(
+    settings: Settings, target: RedisTarget, stop: Stop, *, accept_left: int = 0
+) -> Generator[Progress, None, Moved]:
+    """One phase down. From redis-only to cutover, with what Redis has newer copied back (copy_back); from cutover to
+    dual-write, without asking Redis; there it says that it is there already. Waits for the live clients: those that do
+    not follow within `client_wait` are named (Refused), and the phase stays.
 
     Raises LeaseHeld while another run looks at the gates of a step.
     """
@@ -44,7 +57,12 @@ def rollback(settings: Settings, stop: Stop) -> Generator[Progress, None, Moved]
         migration = control.require(conn, settings, "rollback")
         if migration.phase is Phase.IDLE:
             return Moved(Phase.IDLE, 0.0, Phase.IDLE, 0.0, changed=False, gates=[])
-        moved = take(conn, settings, None, (Phase.DUAL_WRITE, 0.0), command=_COMMAND)
+        if migration.phase is Phase.REDIS_ONLY:
+            copied = yield from copy_back(session, settings, target, stop, accept_left=accept_left)
+            before = (migration.phase, migration.percent)
+            moved = Moved(Phase.CUTOVER, 100.0, *before, changed=True, gates=[], copied=copied)
+        else:
+            moved = take(conn, settings, None, (Phase.DUAL_WRITE, 0.0), command=_COMMAND)
         others = yield from clients.follow(
             session, settings, stop, moved.phase, moved.percent, again=_COMMAND, back="cachemig cutover --percent 0"
         )

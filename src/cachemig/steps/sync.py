@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from cachemig import failpoints
 from cachemig.config import Settings
 from cachemig.errors import Interrupted
+from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import capture, control, ledger, queries, scan
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
-from cachemig.steps import epoch
+from cachemig.steps import epoch, late_writes
 from cachemig.steps.delivery import Tally, deliver
 from cachemig.steps.orders import Orders
 from cachemig.steps.retry import Reconnecting, attempts, reason
@@ -37,11 +39,19 @@ class Synced:
     changes: int = 0
     epochs: int = 0
     """New epochs that this run began, because a server may have lost what it had acknowledged."""
+    late: int = 0
+    """Writes to the frozen column that were brought to Redis, or found to be superseded there."""
     tally: Tally = field(default_factory=Tally)
     seconds: float = 0.0
 
     def figures(self) -> dict[str, Any]:
-        return {"changes": self.changes, "epochs": self.epochs, **asdict(self.tally), "seconds": round(self.seconds, 3)}
+        return {
+            "changes": self.changes,
+            "epochs": self.epochs,
+            "late": self.late,
+            **asdict(self.tally),
+            "seconds": round(self.seconds, 3),
+        }
 
 
 @dataclass(frozen=True)
@@ -69,27 +79,37 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
     """Delivers changes until none is left (`follow`: until a stop is requested, which then is the normal end).
 
     A change is folded only after Redis has acknowledged its key's state; on any error it stays and comes round again.
+    Once the column is frozen: what was changed before, and what is written to it all the same (late_writes). Ends where
+    the column is dropped.
     """
     began = time.monotonic()
     result = Synced()
     with connect(settings) as conn:
+        if control.require(conn, settings, "sync").phase is Phase.DROPPED:
+            result.epochs += epoch.ensure(conn, target) is not None
+            return result
         table = inspect(conn, settings)
-        control.require(conn, settings, "sync")
         target.check()
     idle_s = _IDLE_S[0]
     orders = Orders(settings, stop)
     poison = Poison()
     with Reconnecting(settings) as session:
         while not stop.requested:
-            taken, begun, paused_by = 0, None, None
+            taken, late, begun, paused_by = 0, 0, None, None
+            dropped = False
             for attempt in attempts(settings, stop):
                 with attempt, session.guard() as conn:
                     if paused_by := orders.look(conn):
                         break
                     if begun := epoch.ensure(conn, target):
                         break
+                    phase = control.require(conn, settings, "sync").phase
+                    if dropped := phase is Phase.DROPPED:
+                        break
                     before = result.tally.bytes
                     taken = _batch(conn, settings, table, target, result, poison)
+                    if phase is Phase.REDIS_ONLY:
+                        late = late_writes.deliver(conn, table, target, partial(_epoch, conn, settings))
                     orders.spend(result.tally.bytes - before)
                     if taken < BATCH and not follow:
                         # Before it is said to be done: what went to a Redis that is not the one that was filled is
@@ -105,9 +125,10 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
                 result.epochs += 1
                 yield _progress(result, begun.marked, note=f"epoch {begun.epoch}: {begun.reason}")
                 continue
-            if taken < BATCH and not follow and not poison.waiting:
+            result.late += late
+            if dropped or (taken < BATCH and not late and not follow and not poison.waiting):
                 break
-            if taken == 0:
+            if taken == late == 0:
                 yield _progress(result, 0)
                 stop.wait(idle_s)
                 idle_s = min(idle_s * 2, _IDLE_S[1])
@@ -115,7 +136,7 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
                 idle_s = _IDLE_S[0]
                 yield _progress(result, backlog(session.get()).changes)
         result.seconds = time.monotonic() - began
-        if result.changes:
+        if result.changes or result.late:
             control.journal(session.get(), "sync", result.figures())
     if stop.requested and not follow:
         raise Interrupted(hint=RESUME, signal_number=stop.signal_number)
@@ -143,6 +164,10 @@ class Poison:
             else:
                 del self._failures[record.key]
         return again
+
+
+def _epoch(conn: Connection, settings: Settings) -> int:
+    return control.require(conn, settings, "sync").epoch
 
 
 def _batch(

@@ -10,6 +10,12 @@ SLOTS = 16384
 VERSION = "cachemig:v:"
 TEMPORARY = "cachemig:t:"
 MARKER = "cachemig:i:"
+LEASE = "cachemig:l:"
+"""Held by the process that loads the key: a random token, expires by itself."""
+NEGATIVE = "cachemig:n:"
+"""The loader found nothing; expires soon. So the value key holds plain JSON or nothing."""
+TAKEN_BACK = "cachemig:c:"
+"""A write to Redis alone that had no answer and was followed by another one: it is refused should it still arrive."""
 
 
 def slot(key: bytes) -> int:

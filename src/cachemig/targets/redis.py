@@ -25,7 +25,7 @@ from cachemig import errors, failpoints
 from cachemig.config import Settings
 from cachemig.entries.entry import Buffer
 from cachemig.targets.faults import mapped, target_errors
-from cachemig.targets.keys import MARKER, VERSION, KeyTemplate, companion, temporary
+from cachemig.targets.keys import LEASE, MARKER, NEGATIVE, TAKEN_BACK, VERSION, KeyTemplate, companion, temporary
 from cachemig.targets.resp import pack, send
 
 LARGE = 8 * 1024
@@ -37,6 +37,7 @@ _LATER_EPOCH = 2
 
 _HERE = Path(__file__).parent
 _SCRIPTS = {name: (_HERE / f"{name}.lua").read_bytes() for name in ("deliver", "deliver_large")}
+_WRITE_ALONE = (_HERE / "write.lua").read_text()
 _SHA = {name: hashlib.sha1(body, usedforsecurity=False).hexdigest().encode() for name, body in _SCRIPTS.items()}
 
 
@@ -289,6 +290,36 @@ class RedisTarget:
             single = self._packed(_Call([write]))
             send(connection, single.packed)
             yield from self._receive(connection, [single])
+
+    def write_alone(
+        self, key: str, value: Buffer | None, expires_at_ms: int | None, *, epoch: int, expected: int
+    ) -> tuple[int, int]:
+        """A write to Redis alone, by write.lua: (1, version) written; (0, version held) where that is another one than
+        expected; (2, epoch) where a later epoch has begun. `value` None removes."""
+        name = self.template.name(key)
+        keys = [self.marker_key, companion(VERSION, name), name]
+        own = f"{companion(TAKEN_BACK, name)}:{secrets.token_hex(6)}"
+        keys += [companion(LEASE, name), companion(NEGATIVE, name), temporary(name, "none"), own]
+        what = "remove" if value is None else "set"
+        arguments: list[str | bytes] = [
+            str(epoch),
+            str(expires_at_ms or 0),
+            what,
+            b"" if value is None else bytes(value),
+            str(expected),
+        ]
+        with target_errors():
+            reply = self.client.eval(_WRITE_ALONE, len(keys), *keys, *arguments, "")
+        status, number = cast("list[int]", reply)
+        return status, number
+
+    def versions(self, keys: Sequence[str]) -> list[int]:
+        """The version that Redis holds of each key; 0 for none."""
+        with target_errors():
+            pipe = self.client.pipeline(transaction=False)
+            for key in keys:
+                pipe.get(companion(VERSION, self.template.name(key)))
+            return [int(reply) if reply is not None and reply.isdigit() else 0 for reply in pipe.execute()]
 
     # Reading back --------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,8 @@ def test_floors() -> None:
     assert not allows(floors.of("a"), EPOCH + 4, HALF)
     assert allows(floors.of("a"), EPOCH + 5, HALF)
     assert not allows(floors.of("a"), EPOCH + 4, Route(Phase.REDIS_ONLY, 0, 1)), "written in this epoch"
-    assert allows(floors.of("a"), EPOCH + 4, ALONE), "sync has delivered what was written in an earlier one"
+    assert not allows(floors.of("a"), EPOCH + 4, ALONE), "sync has not delivered it yet"
+    assert allows(floors.of("a"), 2 * EPOCH, ALONE), "a write to Redis alone is newer"
     assert allows(floors.of("a"), 0, Route(Phase.DROPPED, 0, PINNED))
     floors.forget("a", EPOCH + 4)
     assert not allows(floors.of("a"), 0, HALF)
@@ -75,6 +76,8 @@ def test_floors() -> None:
     assert allows(floors.of("a"), 0, HALF)
     floors.raise_to("b", None)
     assert not allows(floors.of("b"), 2**52, HALF), "which version it has is not known"
+    floors.raise_to("b", 7)
+    assert allows(floors.of("b"), 7, HALF), "a later write, of a known version"
     for key in "cde":
         floors.raise_to(key, 1)
     assert allows(floors.of("b"), 0, HALF)

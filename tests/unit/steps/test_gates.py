@@ -15,7 +15,8 @@ from cachemig.errors import ConfigError, Exit, Refused
 from cachemig.ladder import Phase
 from cachemig.steps.clients import Client, Report, report, stage
 from cachemig.steps.cutover import LIMITS, broken_limit, measured_limits, schedule
-from cachemig.steps.gates import MEASURES, Seen, Verification, measure, require
+from cachemig.steps.gates import MEASURES, Expiring, Seen, Verification, measure, require
+from cachemig.steps.late_writes import Late
 
 SETTINGS = Settings()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -43,9 +44,61 @@ FINE = Seen(
     shadow=Counter(match=990, equivalent=10),
 )
 IN_CUTOVER = replace(FINE, phase=Phase.CUTOVER, percent=10.0, clients=[client("web-1", "cutover", 10.0)])
+FROZEN = Late(0, 0, None, 0, 0, None, None, [])
+ALL_READS = replace(
+    FINE, phase=Phase.CUTOVER, percent=100.0, clients=[client("web-1", "cutover", 100.0)], captured=True,
+    held_s=25 * 3600.0, command="cachemig stop-writes",
+)  # fmt: skip
+LAST = replace(
+    FINE, phase=Phase.REDIS_ONLY, percent=100.0, clients=[client("web-1", "redis-only")], late=FROZEN,
+    held_s=8 * 86400.0, archived_s=60.0, command="cachemig drop-column --execute",
+)  # fmt: skip
 
 # What is otherwise than in FINE: the gate, and what a refusal says of it: the figure and the command.
 REFUSED: dict[str, tuple[Seen, str, str, str]] = {
+    "not all reads": (
+        replace(ALL_READS, percent=50.0, clients=[client("web-1", "cutover", 50.0)]), "soak",
+        "50 % of the keys are read from Redis", "cachemig cutover --ramp 50,100",
+    ),
+    "all reads, for too short": (
+        replace(ALL_READS, held_s=23 * 3600.0), "soak",
+        "all reads have come from Redis for 23h (wanted: 1d)", "wait for 1h, then the same command again",
+    ),
+    "an entry would expire for good": (
+        replace(ALL_READS, expiring=Expiring(3, 9, 2)), "expiring",
+        "3 of 9 entries with an expiry have no recording, accepted: 2",
+        "set recordings_location; or cachemig stop-writes --accept-expiring 3, if the application computes them",
+    ),
+    "redis-only for too short": (
+        replace(LAST, held_s=6 * 86400.0), "soak",
+        "nothing has written the column for 6d (wanted: 7d)", "wait for 1d, then the same command again",
+    ),
+    "a late write": (
+        replace(LAST, late=replace(FROZEN, writes=1, last_write_s=86400.0, writers=[("worker (user app, from 10.0.0.7)", 1, NOW)])),
+        "soak",
+        "nothing has written the column since the last late write, of worker (user app, from 10.0.0.7), for 1d "
+        "(wanted: 7d)",
+        "wait for 6d, then the same command again",
+    ),
+    "a late write is not delivered": (
+        replace(LAST, late=replace(FROZEN, waiting=2)), "late-writes", "2 wait to be delivered", "cachemig sync --once",
+    ),
+    "no archive": (
+        replace(LAST, archived_s=None), "archive", "there is none that was read back", "cachemig archive --to PLACE",
+    ),
+    "an archive of a column in use": (
+        replace(LAST, archived_s=9 * 86400.0), "archive", "the last one is from before the column was frozen",
+        "cachemig archive --to PLACE",
+    ),
+    "an archive from before a late write": (
+        replace(LAST, held_s=30 * 86400.0, archived_s=20 * 86400.0, late=replace(FROZEN, last_write_s=8 * 86400.0,
+                writers=[("w", 1, NOW)])), "archive",
+        "the column was written after the last one", "cachemig archive --to PLACE",
+    ),
+    "a view": (
+        replace(LAST, in_the_way=["view v"]), "dependents", "in the way: view v",
+        "cachemig drop-column tells what to do about each",
+    ),
     "nobody is registered": (
         replace(FINE, clients=[]), "clients", "no live client is registered",
         "cachemig cutover --percent 10 --no-clients, if no program reads by the phase yet",
@@ -141,14 +194,21 @@ MET = {
 
 def test_every_gate_of_a_cutover_is_measured_and_refuses_here() -> None:
     names = ladder.gates((Phase.DUAL_WRITE, 0), (Phase.CUTOVER, 10))
-    assert set(names) == set(MEASURES) == {gate for _, gate, _, _ in REFUSED.values()}
-    for built in (s for s in ladder.STEPS if s.built and s.gates != ("doctor",)):
-        assert set(built.gates) <= set(MEASURES)
+    others = {name for s in ladder.STEPS if s.command in ("stop-writes", "drop-column") for name in s.gates}
+    assert set(names) | others == set(MEASURES) == {gate for _, gate, _, _ in REFUSED.values()}
+
+
+def _names(seen: Seen) -> tuple[str, ...]:
+    """The gates of the step that leads up from there."""
+    if seen.command.startswith("cachemig cutover"):
+        return ladder.gates((seen.phase, seen.percent), (Phase.CUTOVER, seen.percent + 1))
+    after = Phase.REDIS_ONLY if seen.phase is Phase.CUTOVER else Phase.DROPPED
+    return ladder.gates((seen.phase, seen.percent), (after, 100.0))
 
 
 def test_all_is_well() -> None:
-    for seen in (FINE, IN_CUTOVER):
-        measured = measure(list(MEASURES), seen)
+    for seen in (FINE, IN_CUTOVER, ALL_READS, LAST):
+        measured = measure(_names(seen), seen)
         assert [m.gate for m in measured if not m.met] == []
         assert all(m.figure and m.demands for m in measured)
         require(measured, "cachemig cutover --percent 10")
@@ -157,12 +217,12 @@ def test_all_is_well() -> None:
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refusal_names_gate_figure_and_command(case: str) -> None:
     seen, gate, figure, command = REFUSED[case]
-    measured = measure(list(MEASURES), seen)
+    measured = measure(_names(seen), seen)
     assert [(m.gate, m.figure, m.command) for m in measured if not m.met] == [(gate, figure, command)]
     with pytest.raises(Refused) as caught:
         require(measured, seen.command)
     assert str(caught.value) == (
-        f"cachemig cutover --percent 10 is refused:\ngate {gate} ({ladder.GATES[gate]}): {figure} → {command}"
+        f"{seen.command} is refused:\ngate {gate} ({ladder.GATES[gate]}): {figure} → {command}"
     )
     assert caught.value.hint == command
     assert caught.value.exit_code is Exit.REFUSED
@@ -177,7 +237,7 @@ def test_what_is_just_enough(case: str) -> None:
 def test_every_gate_that_is_not_met_is_named_and_the_first_is_the_hint() -> None:
     seen = replace(FINE, unhandled=2, verification=None, lag_s=60.0)
     with pytest.raises(Refused) as caught:
-        require(measure(list(MEASURES), seen), seen.command)
+        require(measure(_names(seen), seen), seen.command)
     assert [line.split()[1] for line in str(caught.value).splitlines()[1:]] == ["backfill", "verify", "lag"]
     assert caught.value.hint == "cachemig backfill"
 

@@ -7,10 +7,11 @@
 --       or 'remove'; 4 value; 5 the version that is to be there still, or '' for any; 6 the lease that is to be held
 --       still, or '' for any.
 -- Returns { 1, version } written; { 0, version held } refused: another version than expected, or the lease is lost;
--- { 2, epoch } refused: the marker is of another epoch, or there is none; { 3, 0 } refused: taken
--- back; { -1, 0 } the temporary key is gone.
+-- { 2, epoch } refused: a later epoch has begun, so writes go elsewhere by now; { 3, 0 } refused: taken back;
+-- { -1, 0 } the temporary key is gone.
 -- Version: one more than the one that is held, at least the base of the epoch. So a late write of an earlier epoch, and
--- whatever is still delivered from the frozen column, loses against it.
+-- whatever is still delivered from the frozen column, loses against it. The marker may be of the frozen column's epoch, so
+-- that the last changes can be delivered; a Redis that was flushed has none, and writes are not to fail for that.
 local version_key, value_key, lease_key, negative_key, temporary_key = KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local epoch, expiry, what, value, expected, token = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local held = tonumber(redis.call('GET', version_key) or '0')
@@ -20,7 +21,7 @@ if redis.call('EXISTS', KEYS[7]) == 1 then
 end
 if not refused and epoch ~= '' then
     local marker = tonumber(string.match(redis.call('GET', KEYS[1]) or '', '^(%d+):')) or -1
-    if marker ~= tonumber(epoch) then
+    if marker > tonumber(epoch) then
         refused = { 2, marker }
     end
 end

@@ -1,0 +1,52 @@
+-- Writes to the column after it was frozen, and rows that went: kept by the guard (capture.sql), delivered to Redis by sync.
+
+-- name: late_alone
+-- One worker at a time, for the length of a transaction: late writes of one key keep their order. Not waited for.
+SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('cachemig.late_write', 0));
+
+-- name: late_new
+-- Of each key the last one that waits; what came before it is superseded, also where a worker has begun with it.
+WITH waiting AS (
+    SELECT id, key, taken_version, max(id) OVER (PARTITION BY key) AS last FROM (
+        SELECT id, key, taken_version FROM cachemig.late_write WHERE outcome IS NULL ORDER BY id LIMIT %(limit)s) AS w
+), superseded AS (
+    UPDATE cachemig.late_write AS l SET outcome = 'superseded', done_at = pg_catalog.clock_timestamp()
+    FROM waiting AS w WHERE l.id = w.id AND w.id < w.last
+)
+SELECT id, key FROM waiting WHERE id = last AND taken_version IS NULL ORDER BY id;
+
+-- name: late_take_up
+UPDATE cachemig.late_write AS l SET taken_version = t.version
+FROM ROWS FROM (pg_catalog.unnest(%(ids)s::bigint[]), pg_catalog.unnest(%(versions)s::bigint[])) AS t (id, version)
+WHERE l.id = t.id;
+
+-- name: late_taken
+-- The last column: some row has this key by now.
+SELECT l.id, k.key, l.kind, l.value, l.taken_version,
+       EXISTS (SELECT FROM {table} AS n WHERE n.{key} = {k_key} AND n.{key}::text = k.key)
+FROM cachemig.late_write AS l CROSS JOIN LATERAL (SELECT l.key) AS k (key)
+WHERE l.outcome IS NULL AND l.taken_version IS NOT NULL ORDER BY l.id LIMIT {limit};
+
+-- name: late_done
+-- Not where it was taken up anew meanwhile.
+UPDATE cachemig.late_write AS l
+SET outcome = d.outcome, error = d.error, done_at = pg_catalog.clock_timestamp()
+FROM ROWS FROM (pg_catalog.unnest(%(ids)s::bigint[]), pg_catalog.unnest(%(outcomes)s::text[]),
+                pg_catalog.unnest(%(errors)s::text[])) AS d (id, outcome, error)
+WHERE l.id = d.id AND l.outcome IS NULL;
+
+-- name: late_again
+-- Redis lost the version that it was taken up with: it is taken up anew.
+UPDATE cachemig.late_write SET taken_version = NULL WHERE id = ANY (%(ids)s) AND outcome IS NULL;
+
+-- name: late_totals
+-- How many wait, when the last one came ('write' alone), and removed rows that were forwarded.
+SELECT count(*) FILTER (WHERE outcome IS NULL), count(*) FILTER (WHERE kind = 'write'),
+       max(at) FILTER (WHERE kind = 'write'), count(*) FILTER (WHERE kind = 'delete'),
+       count(*) FILTER (WHERE outcome IN ('failed', 'set-aside')),
+       extract(epoch FROM pg_catalog.clock_timestamp() - min(at) FILTER (WHERE outcome IS NULL))::float8,
+       extract(epoch FROM pg_catalog.clock_timestamp() - max(at) FILTER (WHERE kind = 'write'))::float8
+FROM cachemig.late_write;
+
+-- name: late_writers
+SELECT writer, count(*), max(at) FROM cachemig.late_write WHERE kind = 'write' GROUP BY writer ORDER BY 3 DESC LIMIT 20;

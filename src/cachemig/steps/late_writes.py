@@ -1,0 +1,132 @@
+"""Late writes: what programs wrote to the column after it was frozen, brought to Redis.
+
+A late write counts as made when it is taken up: the version that Redis holds then is recorded, and it replaces that one
+and nothing newer. So repeating is harmless, and no write that was acknowledged after the taking up is lost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg import sql
+
+from cachemig.entries.entry import Entry
+from cachemig.errors import TargetError
+from cachemig.source import queries
+from cachemig.source.connect import Connection, source_errors, transaction
+from cachemig.source.table import Table
+from cachemig.steps.delivery import plan
+from cachemig.targets.redis import RedisTarget
+
+BATCH = 200
+
+
+@dataclass(frozen=True)
+class Late:
+    """What was written to the frozen column so far."""
+
+    waiting: int
+    """Not delivered yet."""
+    writes: int
+    last_write: datetime | None
+    deletes: int
+    """Rows that went, whose keys were removed from Redis; no write to the column."""
+    failed: int
+    """Refused by Redis, or corrupt: they stand in the column alone."""
+    oldest_s: float | None
+    """Of those that wait."""
+    last_write_s: float | None
+    """Since the last write."""
+    writers: list[tuple[str, int, datetime]]
+    """Who wrote, how often, and when last."""
+
+
+def look(conn: Connection) -> Late:
+    with source_errors():
+        row = conn.execute(queries.text("late_write", "late_totals")).fetchone()
+        writers = conn.execute(queries.text("late_write", "late_writers")).fetchall()
+    assert row is not None
+    waiting, writes, last, deletes, failed, oldest_s, last_s = row
+    return Late(waiting, writes, last, deletes, failed, oldest_s, last_s, [(w, n, at) for w, n, at in writers])
+
+
+def deliver(conn: Connection, table: Table, target: RedisTarget, allowed: Callable[[], int]) -> int:
+    """Delivers what waits; how many were settled, 0 where none waits or another worker is at it.
+
+    `allowed` is asked in each transaction, and returns the epoch; it raises where the phase is another one by now.
+    """
+    with transaction(conn):
+        allowed()
+        if not _alone(conn):
+            return 0
+        new = conn.execute(queries.text("late_write", "late_new"), {"limit": BATCH}).fetchall()
+        if new:
+            _take_up(conn, target, new)
+    with transaction(conn):
+        epoch = allowed()
+        if not _alone(conn):
+            return 0
+        found = conn.execute(
+            queries.query("late_write", "late_taken", **_parts(table), limit=sql.Literal(BATCH))
+        ).fetchall()
+        if not found:
+            return 0
+        outcomes, again = _deliver(target, found, epoch)
+        if outcomes:
+            ids, names, errors = zip(*outcomes, strict=True)
+            conn.execute(
+                queries.text("late_write", "late_done"),
+                {"ids": list(ids), "outcomes": list(names), "errors": list(errors)},
+            )
+        if again:
+            conn.execute(queries.text("late_write", "late_again"), {"ids": again})
+    return len(outcomes) + len(again)
+
+
+def _alone(conn: Connection) -> bool:
+    row = conn.execute(queries.text("late_write", "late_alone")).fetchone()
+    return bool(row and row[0])
+
+
+def _take_up(conn: Connection, target: RedisTarget, new: list[tuple[Any, ...]]) -> None:
+    versions = target.versions([str(key) for _, key in new])
+    conn.execute(queries.text("late_write", "late_take_up"), {"ids": [id_ for id_, _ in new], "versions": versions})
+
+
+def _deliver(
+    target: RedisTarget, found: list[tuple[Any, ...]], epoch: int
+) -> tuple[list[tuple[int, str, str | None]], list[int]]:
+    outcomes: list[tuple[int, str, str | None]] = []
+    again: list[int] = []
+    for id_, key, kind, value, taken, has_row in found:
+        if kind == "delete" and has_row:  # another row has the key
+            outcomes.append((id_, "superseded", None))
+            continue
+        record, write = plan(
+            Entry(key, None if value is None else value.encode(), 1), target.settings, int(time.time() * 1000)
+        )
+        if record.state == "set-aside" or write is None:
+            outcomes.append((id_, "set-aside", record.error))
+            continue
+        try:
+            status, held = target.write_alone(key, write.value, write.expires_at_ms, epoch=epoch, expected=taken)
+        except TargetError as exc:
+            if type(exc) is not TargetError:  # it says something of the server, not of the key
+                raise
+            outcomes.append((id_, "failed", str(exc)))
+            continue
+        if status == 1:
+            outcomes.append((id_, "delivered", None))
+        elif status == 0 and held > taken:
+            outcomes.append((id_, "superseded", None))
+        elif status == 0:
+            again.append(id_)
+    return outcomes, again
+
+
+def _parts(table: Table) -> dict[str, sql.Composable]:
+    return {name: table.parts[name] for name in ("table", "key", "k_key")}
