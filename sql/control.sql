@@ -157,6 +157,7 @@ CREATE TABLE cachemig.late_write (
     value         text,    -- null: there is to be none
     writer        text NOT NULL,
     taken_version bigint,  -- what Redis held when it was taken up: it replaces that, and nothing newer
+    taken_marker  text,    -- of the Redis that it was taken up with: after a loss versions may come again
     outcome       text CHECK (outcome IN ('delivered', 'superseded', 'set-aside', 'failed')),
     error         text,
     done_at       timestamptz
@@ -243,3 +244,12 @@ DELETE FROM cachemig.lease WHERE name = %(name)s AND owner = %(owner)s AND fence
 
 -- name: made
 SELECT (SELECT count(*) FROM cachemig.entry), (SELECT count(*) FROM cachemig.journal);
+
+-- name: triggers_left
+-- Triggers that call functions of the tool, on any table: it may have been renamed. Those of partitions go with their parent's.
+SELECT t.tgname::text, t.tgrelid::regclass::text, pg_catalog.quote_ident(t.tgname)
+FROM pg_catalog.pg_trigger AS t
+JOIN pg_catalog.pg_proc AS p ON p.oid = t.tgfoid
+JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+WHERE n.nspname = 'cachemig' AND NOT t.tgisinternal AND t.tgparentid = 0
+ORDER BY 2, 1;

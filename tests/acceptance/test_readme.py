@@ -51,6 +51,9 @@ def test_moving_a_table_as_the_readme_says(operator: Operator, table: psycopg.Co
     path = {"PATH": f"{shim.parent}:{os.environ['PATH']}"}
     follow = "cachemig sync --follow &"
     assert follow in typed
+    # These say with exit code 3 that something is in the way, or a gate is not met; the README shows them to be read.
+    looks = ("cachemig residue", "cachemig stop-writes", "cachemig drop-column")
+    typed = [f"{command} || [ $? = 3 ]" if command.startswith(looks) else command for command in typed]
     script = "\n".join(["set -e", *typed]).replace(follow, f"{follow}\nfollower=$!")
     done = subprocess.run(
         ["bash", "-c", f"{script}\nkill $follower; wait $follower"],

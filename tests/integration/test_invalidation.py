@@ -148,11 +148,13 @@ class Stand:
 
     def by_sql(self, statement: str, *values: Any) -> None:
         """Any other program's write: clients see it where they read the column, elsewhere after sync; in redis-only
-        the column is no longer what they see."""
+        as a late write."""
         self.case.execute(statement, *values)
         if self.phase is Phase.REDIS_ONLY:
             for cache in (self.reader, self.other):
                 assert self.seen(cache, FULL) == [OLD, OLD]
+            self.case.sync()
+            self.gone(FULL)
             return
         for cache in (self.reader, self.other):
             assert self.seen(cache, FULL) == [OLD if self.from_redis(key) else None for key in FULL]

@@ -146,7 +146,7 @@ def test_a_write_that_may_have_been_taken_says_so(ready: Migrating, own_redis: O
     with_own_redis(ready, server)
     move(ready, Phase.REDIS_ONLY)
     with opened_sync(ready) as cache:
-        cache.put("a", {"v": 1})  # connected, and the script is known
+        first = cache.put("a", {"v": 1}).version or 0  # connected, and the script is known
         os.kill(server.pid, signal.SIGSTOP)
         try:
             with pytest.raises(WriteFailed) as caught:
@@ -155,7 +155,7 @@ def test_a_write_that_may_have_been_taken_says_so(ready: Migrating, own_redis: O
             os.kill(server.pid, signal.SIGCONT)
         assert caught.value.uncertain
         until(lambda: ready.in_redis()["a"] == b'{"v":2}')  # whole, with its version
-        assert cache.get_entry("a").version == 2 * 2**40 + 1
+        assert (cache.get_entry("a").version or 0) > first
         server.kill()
         with pytest.raises(WriteFailed) as caught:
             cache.put("a", {"v": 3})

@@ -8,10 +8,11 @@ Locks on change rows and leases of chunks are left out: they only spare double w
 from __future__ import annotations
 
 from tests.model.postgres import snapshot, version
-from tests.model.script import arrive
+from tests.model.script import arrive, outcome
 from tests.model.state import (
     ANTI_JOIN,
     EPOCH,
+    GUARDED,
     IDLE,
     SYNC,
     Flaw,
@@ -36,27 +37,33 @@ from tests.model.state import (
 
 def arrivals(s: State, flaws: Flaws) -> Steps:
     """A write reaches Redis: of a worker that waits for it, or of a sender long gone."""
-    for i, w in _workers(s):
+    for i, w in workers_of(s):
         for n, m in enumerate(w.unacknowledged):
             rest = w.unacknowledged[:n] + w.unacknowledged[n + 1 :]
             if _to_be_staged(m, flaws):
-                after = _put(s, i, w._replace(unacknowledged=(*rest, m._replace(staged=True))))
-                yield f"Redis takes {_named(m)} under the temporary key", _staged(after, m)
+                after = put(s, i, w._replace(unacknowledged=(*rest, m._replace(staged=True))))
+                yield f"Redis takes {named(m)} under the temporary key", _staged(after, m)
             elif m.staged and not s.temporary[m.key][1]:
-                yield "Redis finds no temporary key, the worker begins again", _put(s, i, IDLE)
+                yield "Redis finds no temporary key, the worker begins again", put(s, i, IDLE)
+            elif (answer := outcome(s, m, flaws)) == "fenced":
+                yield f"Redis refuses {named(m)}: a later epoch; the worker gives up", put(s, i, IDLE)
             else:
-                after = _put(s, i, w._replace(unacknowledged=rest, stage="sent" if rest else "acked"))
-                yield f"Redis takes the worker's write of {_named(m)}", arrive(after, m, flaws)
+                on = w._replace(unacknowledged=rest, stage="sent" if rest else "acked")
+                if m.guarded:
+                    on = on._replace(outcome=answer, answered=s.held[m.key].version, marker=s.marker)
+                after = put(s, i, on)
+                takes = "refuses" if answer in ("higher", "lower") else "takes"
+                yield f"Redis {takes} the worker's write of {named(m)}", arrive(after, m, flaws)
     for m in distinct(s.late):
         if m.version < 0:
             continue
         if _to_be_staged(m, flaws):
             after = sent(received(s, m), m._replace(staged=True))
-            yield f"{_named(m)} arrives under the temporary key", _staged(after, m)
+            yield f"{named(m)} arrives under the temporary key", _staged(after, m)
         elif m.staged and not s.temporary[m.key][1]:
             yield "Redis finds no temporary key", received(s, m)
         else:
-            yield f"a write of {_named(m)} arrives", arrive(received(s, m), m, flaws)
+            yield f"a write of {named(m)} arrives", arrive(received(s, m), m, flaws)
 
 
 def _to_be_staged(m: Message, flaws: Flaws) -> bool:
@@ -81,26 +88,26 @@ def evictions(s: State, flaws: Flaws) -> Steps:
 
 def take(s: State, flaws: Flaws) -> Steps:
     """An idle worker takes changes, a chunk that is not done, or what the anti-join finds."""
-    idle = next((i for i, w in _workers(s) if w == IDLE), None)
+    idle = next((i for i, w in workers_of(s) if w == IDLE), None)
     if idle is None or not s.capture:
         return
     ids = tuple(c.id for c in s.changes)
     if ids and Flaw.LOCK_AND_READ in flaws:
         seen = tuple(snapshot(s, key) for key in range(len(s.folded)))
-        yield "a worker begins to read and lock in one statement", _put(s, idle, Worker("half", SYNC, half=seen))
+        yield "a worker begins to read and lock in one statement", put(s, idle, Worker("half", SYNC, half=seen))
         return
     for batch in (ids, ids[:1]) if len(ids) > 1 else (ids,) if ids else ():
         keys = _keys(s, batch)
-        taken = _put(s, idle, Worker("took", SYNC, batch, keys))
+        taken = put(s, idle, Worker("took", SYNC, batch, keys))
         if Flaw.FOLD_FIRST in flaws:
-            taken = fold(_put(s, idle, Worker("took", SYNC, (), keys)), batch, keys, flaws)
+            taken = fold(put(s, idle, Worker("took", SYNC, (), keys)), batch, keys, flaws)
         yield f"a worker takes {_changes(batch)}", taken
     for chunk, done in enumerate(s.chunks_done):
         if not done:
-            claimed = _put(s, idle, Worker("took", s.epoch * EPOCH + chunk))
+            claimed = put(s, idle, Worker("took", s.epoch * EPOCH + chunk))
             yield f"a worker claims chunk {chunk + 1}", claimed
     if Flaw.NO_ANTI_JOIN not in flaws and (missing := unhandled(s)):
-        yield "the anti-join finds keys that no chunk delivered", _put(s, idle, Worker("took", ANTI_JOIN, (), missing))
+        yield "the anti-join finds keys that no chunk delivered", put(s, idle, Worker("took", ANTI_JOIN, (), missing))
 
 
 def unhandled(s: State) -> tuple[int, ...]:
@@ -119,18 +126,18 @@ def unhandled(s: State) -> tuple[int, ...]:
 
 def read(s: State, flaws: Flaws) -> Steps:
     """Value and version in one statement, and off they go. Nothing is delivered of what was read without capture."""
-    for i, w in _workers(s):
+    for i, w in workers_of(s):
         if w.stage == "took":
             if not s.capture and Flaw.PHASE_READ_BEFORE not in flaws:
-                yield "the worker finds that capture is off, and gives up", _put(s, i, IDLE)
+                yield "the worker finds that capture is off, and gives up", put(s, i, IDLE)
                 continue
             keys = _rows_of_chunk(s, w.task, flaws) if w.task >= 0 else w.keys
             if Flaw.VALUE_FIRST in flaws:
                 half = tuple(snapshot(s, key) for key in keys)
-                yield "the worker reads the value", _put(s, i, w._replace(stage="half", keys=keys, half=half))
+                yield "the worker reads the value", put(s, i, w._replace(stage="half", keys=keys, half=half))
             elif Flaw.VERSION_FIRST in flaws:
                 half = tuple((version(s, key, flaws), 0) for key in keys)
-                yield "the worker reads the version", _put(s, i, w._replace(stage="half", keys=keys, half=half))
+                yield "the worker reads the version", put(s, i, w._replace(stage="half", keys=keys, half=half))
             else:
                 yield _send(s, i, w, [(key, version(s, key, flaws), *snapshot(s, key)) for key in keys], flaws)
         elif w.stage == "half":
@@ -159,22 +166,22 @@ def _send(s: State, i: int, w: Worker, seen: list[tuple[int, int, int, int]], fl
     messages = tuple(Message(*entry) for entry in seen if entry[1] or entry[3])
     records = tuple((key, Record(counted, value != 0)) for key, counted, _, value in seen)
     sent = w._replace(stage="sent" if messages else "acked", keys=(), half=(), unacknowledged=messages, records=records)
-    after = _put(s, i, sent)
+    after = put(s, i, sent)
     if w.task >= 0 and Flaw.CHUNK_DONE_EARLY in flaws:
         after = _chunk_done(after, w.task)
-    return f"the worker reads and sends {' and '.join(map(_named, messages)) or 'nothing'}", after
+    return f"the worker reads and sends {' and '.join(map(named, messages)) or 'nothing'}", after
 
 
 def finish(s: State, flaws: Flaws) -> Steps:
     """Everything is acknowledged: the ledger is written, the ids are folded or the chunk is done, and it commits."""
-    for i, w in _workers(s):
-        if w.stage == "acked":
+    for i, w in workers_of(s):
+        if w.stage == "acked" and w.task != GUARDED:
             ledger = s.ledger
             for key, record in w.records:
                 known = ledger[key]
                 if known is None or record.version >= known.version:
                     ledger = replaced(ledger, key, record)
-            after = _put(s, i, IDLE)._replace(ledger=ledger)
+            after = put(s, i, IDLE)._replace(ledger=ledger)
             if w.task >= 0:
                 yield f"the worker marks chunk {w.task % EPOCH + 1} done", _chunk_done(after, w.task)
             elif w.ids:
@@ -204,13 +211,13 @@ def crashes(s: State, flaws: Flaws) -> Steps:
     if not s.left.crashes:
         return
     dead = spent(s, "crashes")
-    for i, w in _workers(s):
+    for i, w in workers_of(s):
         if w != IDLE:
-            yield f"the worker dies ({w.stage})", _put(dead, i, IDLE)
+            yield f"the worker dies ({w.stage})", put(dead, i, IDLE)
             if w.unacknowledged:
                 yield (
                     f"the worker dies ({w.stage}), its writes still on their way",
-                    sent(_put(dead, i, IDLE), *w.unacknowledged),
+                    sent(put(dead, i, IDLE), *w.unacknowledged),
                 )
     for m in distinct(s.late):
         if m.alive:
@@ -224,26 +231,26 @@ def errors(s: State, flaws: Flaws) -> Steps:
     """Redis answers the write of one key with an error."""
     if s.left.errors:
         failed = spent(s, "errors")
-        for i, w in _workers(s):
+        for i, w in workers_of(s):
             for n, m in enumerate(w.unacknowledged):
                 if Flaw.FOLD_REFUSED not in flaws:
-                    yield f"Redis has an error for {name(m.key)}; the worker gives up", _put(failed, i, IDLE)
+                    yield f"Redis has an error for {name(m.key)}; the worker gives up", put(failed, i, IDLE)
                     continue
                 rest = w.unacknowledged[:n] + w.unacknowledged[n + 1 :]
                 records = tuple((k, r._replace(delivered=r.delivered and k != m.key)) for k, r in w.records)
                 on = w._replace(unacknowledged=rest, records=records, stage="sent" if rest else "acked")
-                yield f"Redis has an error for {name(m.key)}; the worker notes it", _put(failed, i, on)
+                yield f"Redis has an error for {name(m.key)}; the worker notes it", put(failed, i, on)
 
 
 # Small things ------------------------------------------------------------------------------------------------------
 
 
-def _workers(s: State) -> list[tuple[int, Worker]]:
+def workers_of(s: State) -> list[tuple[int, Worker]]:
     """One of each kind: workers are alike, and sorted."""
     return [(i, w) for i, w in enumerate(s.workers) if not i or w != s.workers[i - 1]]
 
 
-def _put(s: State, i: int, w: Worker) -> State:
+def put(s: State, i: int, w: Worker) -> State:
     return s._replace(workers=tuple(sorted(replaced(s.workers, i, w))))
 
 
@@ -258,8 +265,11 @@ def _keys(s: State, ids: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(c.key for c in s.changes if c.id in ids))
 
 
-def _named(m: Message) -> str:
-    at = f"(redis-only, base {shown(m.version)})" if m.redis_only else f"at {shown(m.version)}"
+def named(m: Message) -> str:
+    if m.guarded:
+        at = f"(guarded, expects {shown(m.expected)})"
+    else:
+        at = f"(redis-only, base {shown(m.version)})" if m.redis_only else f"at {shown(m.version)}"
     return f"{holds(m.key, m.value)} {at}"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tests.model import after_postgres as after
 from tests.model import applications as app
-from tests.model import epochs
+from tests.model import epochs, guarded
 from tests.model import protocol as p
 from tests.model.explorer import System
 from tests.model.properties import always, at_rest
@@ -19,6 +19,14 @@ from tests.model.state import IDLE, RIGHT, Budget, Flaw, Flaws, Held, Record, Ro
 
 PRESENT, ABSENT = Row(1, 1), Row(1, 0)
 WORKERS: tuple[Rule, ...] = (p.take, p.read, p.arrivals, p.finish)
+AFTER: tuple[Rule, ...] = (guarded.takes_up, guarded.records, guarded.settles, *WORKERS)
+ROLLBACK: tuple[Rule, ...] = (
+    after.rollback_copies,
+    after.rollback_fences,
+    after.rollback_copies_rest,
+    after.rollback_ends,
+)
+ROLLBACK_MAY: tuple[Rule, ...] = (after.rollback_begins, after.rollback_dies)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,9 @@ SCENARIOS = {
                 folded=(0, 0),
                 marked=(0, 0),
                 acknowledged=(0, 0),
+                owed=((0, 0), (0, 0)),
+                forgotten=(0, 0),
+                past=(0, 0),
                 temporary=((0, 0), (0, 0)),
             ),
             WORKERS,
@@ -182,15 +193,95 @@ SCENARIOS = {
             start(delivered=True, writes=1, crashes=1, fills=1, evictions=1, redis_writes=2),
             WORKERS,
             (app.dual_writes, app.fills, p.evictions, after.stop_writes, after.redis_only_writes, p.crashes),
-            10_000,
+            9_300,
+        ),
+        Scenario(
+            "guarded writes",
+            "2 of old programs after stop-writes, 1 dual write before, 1 redis-only; 1 worker, 1 crash",
+            start(delivered=True, writes=1, crashes=1, redis_writes=1, guarded=2),
+            AFTER,
+            (app.writes, after.stop_writes, after.redis_only_writes, guarded.guarded_writes, p.crashes),
+            29_000,
+        ),
+        Scenario(
+            "guarded, two workers",
+            "2 of old programs, 1 dual write before; 2 workers, no crash",
+            start(delivered=True, workers=2, writes=1, guarded=2),
+            AFTER,
+            (app.writes, after.stop_writes, guarded.guarded_writes, p.crashes),
+            2_000,
+        ),
+        Scenario(
+            "lost in redis-only",
+            "Redis loses its data, noticed later; 1 write before, 2 redis-only; 1 worker, 1 crash",
+            start(delivered=True, writes=1, crashes=1, redis_writes=2, flushes=1),
+            (after.notices, *WORKERS),
+            (app.writes, after.stop_writes, after.redis_only_writes, after.loses, p.crashes),
+            6_100,
+        ),
+        Scenario(
+            "lost, guarded writes",
+            "the same with 1 write of an old program, none before, no crash",
+            start(delivered=True, redis_writes=2, flushes=1, guarded=1),
+            (after.notices, *AFTER),
+            (after.stop_writes, after.redis_only_writes, after.loses, guarded.guarded_writes, p.crashes),
+            8_200,
+        ),
+        Scenario(
+            "lost, two guarded writes",
+            "Redis loses its data, noticed later; 2 writes of old programs, 1 redis-only; 1 worker, 1 crash",
+            start(delivered=True, crashes=1, redis_writes=1, flushes=1, guarded=2),
+            (after.notices, *AFTER),
+            (after.stop_writes, after.redis_only_writes, after.loses, guarded.guarded_writes, p.crashes),
+            29_000,
+        ),
+        Scenario(
+            "came back, guarded writes",
+            "Redis comes back with an earlier state; 2 redis-only writes, 1 of an old program; 1 worker, no crash",
+            start(delivered=True, redis_writes=2, saves=1, guarded=1),
+            (after.notices, *AFTER),
+            (after.stop_writes, after.redis_only_writes, after.comes_back, guarded.guarded_writes, p.crashes),
+            17_000,
         ),
         Scenario(
             "rollback",
-            "from redis-only back to Postgres; 2 writes before and after, 1 in between; 1 worker, 1 crash",
+            "from redis-only back to Postgres, fenced; 2 writes before and after, 1 in between; 1 worker, 1 crash",
             start(delivered=True, writes=2, crashes=1, redis_writes=1, rollbacks=1),
-            (after.rollback_copies, after.rollback_ends, *WORKERS),
-            (app.writes, after.stop_writes, after.redis_only_writes, after.rollback_begins, p.crashes),
-            18_000,
+            (*ROLLBACK, *WORKERS),
+            (app.writes, after.stop_writes, after.redis_only_writes, *ROLLBACK_MAY, p.crashes),
+            25_000,
+        ),
+        Scenario(
+            "rollback, two writers",
+            "the same with 2 redis-only writes, and 1 before or after",
+            start(delivered=True, writes=1, crashes=1, redis_writes=2, rollbacks=2),
+            (*ROLLBACK, *WORKERS),
+            (app.writes, after.stop_writes, after.redis_only_writes, *ROLLBACK_MAY, p.crashes),
+            23_000,
+        ),
+        Scenario(
+            "rollback, guarded writes",
+            "2 of old programs, 1 redis-only; 1 worker, 1 crash",
+            start(delivered=True, crashes=1, redis_writes=1, rollbacks=1, guarded=2),
+            (*ROLLBACK, *AFTER),
+            (after.stop_writes, after.redis_only_writes, guarded.guarded_writes, *ROLLBACK_MAY, p.crashes),
+            43_000,
+        ),
+        Scenario(
+            "rollback, lost redis",
+            "Redis loses its data before or during it, noticed later; 2 redis-only writes; 1 crash",
+            start(delivered=True, crashes=1, redis_writes=2, flushes=1, rollbacks=1),
+            (after.notices, *ROLLBACK, *WORKERS),
+            (after.stop_writes, after.redis_only_writes, after.loses, *ROLLBACK_MAY, p.crashes),
+            16_000,
+        ),
+        Scenario(
+            "rollback, lost, guarded",
+            "the same with 1 write of an old program, 1 redis-only, no crash",
+            start(delivered=True, redis_writes=1, flushes=1, rollbacks=1, guarded=1),
+            (after.notices, *ROLLBACK, *AFTER),
+            (after.stop_writes, after.redis_only_writes, after.loses, guarded.guarded_writes, *ROLLBACK_MAY, p.crashes),
+            13_000,
         ),
     )
 }
@@ -241,10 +332,28 @@ WRONG = (
     Variant(Flaws({Flaw.EPOCH_REUSED}), "both fail", "lost an update"),
     Variant(Flaws({Flaw.SAME_VERSION}), "stop-writes", "acknowledged write is lost"),
     Variant(Flaws({Flaw.COLUMN_IN_NEW_EPOCH}), "stop-writes", "acknowledged write is lost"),
-    Variant(Flaws({Flaw.ROLLBACK_RUNNING}), "rollback", "lacks the newest write"),
+    Variant(Flaws({Flaw.GUARDED_UNCONDITIONAL}), "guarded writes", "acknowledged write is lost"),
+    Variant(Flaws({Flaw.GUARDED_UNRECORDED}), "guarded writes", "acknowledged write is lost"),
+    Variant(Flaws({Flaw.GUARDED_DONE_EARLY}), "guarded writes", "guarded write is lost"),
+    Variant(Flaws({Flaw.GUARDED_LEFT}), "guarded writes", "guarded write is lost"),
+    Variant(Flaws({Flaw.GUARDED_OUTRANKED}), "guarded, two workers", "guarded write is lost"),
+    Variant(Flaws({Flaw.GUARDED_READ_AGAIN}), "guarded writes", "acknowledged write is lost"),
+    Variant(Flaws({Flaw.GUARDED_UNLOCKED}), "guarded, two workers", "guarded write is lost"),
+    Variant(Flaws({Flaw.GUARDED_LOWER_DONE}), "lost, guarded writes", "guarded write is lost"),
+    Variant(Flaws({Flaw.GUARDED_ANY_MARKER}), "lost, two guarded writes", "guarded write is lost"),
+    Variant(Flaws({Flaw.VERSION_REPEATS}), "lost, guarded writes", "acknowledged write is lost"),
+    Variant(Flaws({Flaw.MARKED_AFTER_LOSS}), "lost in redis-only", "has come back"),
+    Variant(Flaws({Flaw.FENCE_LAST}), "rollback", "lacks the newest write"),
+    Variant(Flaws({Flaw.LAST_PASS_OMITTED}), "rollback", "lacks the newest write"),
+    Variant(Flaws({Flaw.RESUMED_ENDS}), "rollback", "lacks the newest write"),
     Variant(Flaws({Flaw.ROLLBACK_VALUES_ONLY}), "rollback", "lacks the newest write"),
-    Variant(Flaws({Flaw.ROLLBACK_COPIED_ONLY}), "rollback", "in Redis"),
-    Variant(Flaws({Flaw.LATE_WRITE_ACCEPTED}), "rollback", "in Redis"),
+    Variant(Flaws({Flaw.ROLLBACK_UNMARKED}), "rollback, guarded writes", "in Redis"),
+    Variant(Flaws({Flaw.LATE_WRITE_ACCEPTED}), "rollback", "lacks the newest write"),
+    Variant(Flaws({Flaw.GUARDED_NOT_APPLIED}), "rollback, guarded writes", "lacks a guarded write"),
+    Variant(Flaws({Flaw.GUARDED_ALL_APPLIED}), "rollback, guarded writes", "lacks the newest write"),
+    Variant(Flaws({Flaw.FENCE_LIFTED}), "rollback, lost redis", "lacks the newest write"),
+    Variant(Flaws({Flaw.FENCE_OVERTAKEN}), "rollback, lost redis", "lacks the newest write"),
+    Variant(Flaws({Flaw.FENCE_UNCHECKED}), "rollback, lost redis", "lacks the newest write"),
 )
 
 # Each of these has a second line of defence: alone, none is wrong.
@@ -256,13 +365,31 @@ HARMLESS = (
     Variant(Flaws({Flaw.VERSION_FIRST}), "two keys"),  # in the end; on the way Redis may step back
 )
 
-LIMIT = Scenario(
-    "failover, late write of a new key",
-    "a write of a lost commit arrives after the new epoch has begun, for a key of which nothing is known",
-    start(ABSENT, chunks=1, writes=1, failovers=1),
-    (epochs.notices, *WORKERS),
-    (app.dual_writes, epochs.failovers),
-    1,
-    end_only=True,
+LIMITS = (
+    (
+        Scenario(
+            "failover, late write of a new key",
+            "a write of a lost commit arrives after the new epoch has begun, for a key of which nothing is known",
+            start(ABSENT, chunks=1, writes=1, failovers=1),
+            (epochs.notices, *WORKERS),
+            (app.dual_writes, epochs.failovers),
+            1,
+            end_only=True,
+        ),
+        "resurrected",
+    ),
+    (
+        Scenario(
+            "rollback, then lost redis",
+            "Redis loses the marker after rollback has ended, and then a redis-only write arrives that was sent before",
+            start(delivered=True, redis_writes=1, flushes=1, rollbacks=1),
+            (after.notices, *ROLLBACK, *WORKERS),
+            (after.stop_writes, after.redis_only_writes, after.loses_at_last, *ROLLBACK_MAY),
+            1,
+            end_only=True,
+        ),
+        "lacks the newest write",
+    ),
 )
-"""Not covered by the protocol: neither Postgres nor Redis remembers the key. verify finds it, and fails."""
+"""Not covered by the protocol, and what they show. In the first, neither Postgres nor Redis remembers the key: verify
+finds it, and fails. In the second, a Redis without a marker cannot know that it is not the only place any more."""

@@ -49,10 +49,28 @@ class Flaw(StrEnum):
     PHASE_READ_BEFORE = "the phase is checked before the read, not in the snapshot of the read"
     COLUMN_IN_NEW_EPOCH = "after stop-writes, reads of the frozen column count in the new epoch"
     SAME_VERSION = "a redis-only writer leaves the version as it is"
-    ROLLBACK_RUNNING = "rollback copies back while redis-only writers still write"
+    FENCE_LAST = "rollback fences only when it ends, after its last pass"
+    LAST_PASS_OMITTED = "rollback ends with the fence, without a last pass"
+    RESUMED_ENDS = "a rollback that goes on after its death takes the last pass as done"
     ROLLBACK_VALUES_ONLY = "rollback copies values back, but not removals"
-    ROLLBACK_COPIED_ONLY = "rollback marks only the keys that it copied"
+    ROLLBACK_UNMARKED = "rollback marks no keys"
     LATE_WRITE_ACCEPTED = "a redis-only write takes stored + 1 in a later epoch too"
+    FENCE_LIFTED = "after a loss sync plants the marker of the frozen epoch, whatever rollback has fenced"
+    FENCE_OVERTAKEN = "a loss that is noticed after the fence raises the epoch of redis-only writers"
+    FENCE_UNCHECKED = "rollback ends without looking whether its marker is still there"
+    GUARDED_UNCONDITIONAL = "a guarded write is delivered whatever version is held"
+    GUARDED_READ_AGAIN = "a guarded write is taken up anew at a version read later than the answer that refused it"
+    GUARDED_UNRECORDED = "the version at the taking up is not recorded, each worker reads it anew"
+    GUARDED_UNLOCKED = "the guarded writes of a key are not locked between reading the version and recording it"
+    GUARDED_DONE_EARLY = "a guarded write is marked done before it is delivered"
+    GUARDED_LEFT = "a guarded write is left for a later one of its key, though its delivery is on its way"
+    GUARDED_OUTRANKED = "any higher version supersedes a guarded write, also one of the frozen column"
+    GUARDED_LOWER_DONE = "a guarded write that is refused because Redis holds a lower version is done"
+    GUARDED_ANY_MARKER = "a guarded write is delivered whatever marker is there, also after a loss"
+    GUARDED_NOT_APPLIED = "rollback does not apply the guarded writes that are undelivered"
+    GUARDED_ALL_APPLIED = "rollback applies every guarded write that is undelivered, also what was overtaken"
+    VERSION_REPEATS = "after a loss, versions of redis-only writes begin again at the base of the epoch"
+    MARKED_AFTER_LOSS = "a loss in redis-only marks all keys"
 
 
 Flaws = frozenset[Flaw]
@@ -87,6 +105,12 @@ class Message(NamedTuple):
     """Its sender waits for the answer."""
     staged: bool = False
     """Its value is under the temporary key (where senders share one; else nobody can see the two steps)."""
+    guarded: int = 0
+    """The guarded write that it delivers."""
+    expected: int = -1
+    """The version that is to be held still."""
+    marker: int = 0
+    """The marker that is to be there still."""
 
 
 class Record(NamedTuple):
@@ -101,7 +125,23 @@ class Change(NamedTuple):
     key: int
 
 
-SYNC, ANTI_JOIN = -1, -2
+class Guarded(NamedTuple):
+    """An undone row of cachemig.late_write: an old program has written the column in redis-only."""
+
+    id: int
+    key: int
+    value: int
+    taken: int = -1
+    """The version that Redis held when it was taken up; -1: it has not been."""
+    marker: int = 0
+    """The marker that was there."""
+    as_of: int = 0
+    """It counts as made when it was first taken up."""
+    settled: bool = False
+    """Redis has accepted it, or holds something newer; nobody may know yet. Only the properties look at it."""
+
+
+SYNC, ANTI_JOIN, GUARDED = -1, -2, -3
 
 
 class Worker(NamedTuple):
@@ -109,12 +149,16 @@ class Worker(NamedTuple):
 
     stage: str = "idle"
     task: int = SYNC
-    """SYNC, ANTI_JOIN, or epoch * EPOCH + number of a chunk."""
+    """SYNC, ANTI_JOIN, GUARDED, or epoch * EPOCH + number of a chunk."""
     ids: tuple[int, ...] = ()
     keys: tuple[int, ...] = ()
     half: tuple[tuple[int, int], ...] = ()
     unacknowledged: tuple[Message, ...] = ()
     records: tuple[tuple[int, Record], ...] = ()
+    outcome: str = ""
+    """What Redis has answered to the delivery of a guarded write, and the version and the marker that it held."""
+    answered: int = -1
+    marker: int = 0
 
 
 IDLE = Worker()
@@ -143,9 +187,12 @@ class Budget(NamedTuple):
     failovers: int = 0
     redis_writes: int = 0
     rollbacks: int = 0
+    guarded: int = 0
+    saves: int = 0
 
 
-Phase = Literal["dual-write", "redis-only", "stopped"]
+Phase = Literal["dual-write", "redis-only", "fenced"]
+"""Fenced: rollback has begun its last pass. To everybody else it is redis-only still."""
 
 
 class State(NamedTuple):
@@ -166,8 +213,19 @@ class State(NamedTuple):
     capture: bool = True
     phase: Phase = "dual-write"
     epoch: int = 0
-    copied: tuple[bool, ...] = ()
-    """Keys that rollback is done with."""
+    """Of the column: from stop-writes on it is the frozen one."""
+    raised: int = 0
+    """How many epochs have begun in redis-only: redis-only writers count in this one, the column does not."""
+    guarded: tuple[Guarded, ...] = ()
+    rollback: Literal["", "runs", "ended"] = ""
+    copied: tuple[int, ...] = ()
+    """The version of each key when rollback last looked at it; -1: it has not. Forgotten when rollback dies."""
+    fence: int = 0
+    """The epoch that rollback has recorded before it planted it; 0: none."""
+    fenced_at: int = 0
+    """Which Redis the fence was planted in: its run, and what is random in the marker."""
+    checked: tuple[bool, ...] = ()
+    """Keys that the last pass is done with."""
     replica: tuple[State, ...] = ()
     """What a replica that has fallen behind holds."""
     # Redis
@@ -176,10 +234,22 @@ class State(NamedTuple):
     """(as_of, value) under the shared temporary key of each key."""
     planted: int = 0
     """The epoch that Redis was last told of."""
+    marker: int = 0
+    """What is random in the marker; -1: a loss has taken it."""
     unnoticed: bool = False
     """A server has lost data, and nobody has noticed yet."""
     acknowledged: tuple[int, ...] = (0,)
-    """`as_of` of the newest redis-only write of each key that its writer saw succeed."""
+    """`as_of` of the newest redis-only write of each key that its writer saw succeed, and Redis has not lost."""
+    owed: tuple[tuple[int, int], ...] = ((0, 0),)
+    """(as_of, value) of the newest guarded write of each key that was taken up, and Redis has not lost."""
+    forgotten: tuple[int, ...] = (0,)
+    """`as_of` of what Redis has lost of each key while nothing of the frozen column was waiting or on its way."""
+    past: tuple[int, ...] = (0,)
+    """How many writes each key had seen when Redis lost it."""
+    saved: tuple[tuple[Held, ...], int] | None = None
+    """What Redis has on its disk: what it held once, and the marker."""
+    losses: int = 0
+    """The clock of Redis: what is counted after a loss is above whatever was counted before."""
     # In between
     late: tuple[Message, ...] = ()
     """Writes on their way whose sender does not wait, or is dead; they arrive in any order."""
@@ -200,7 +270,8 @@ def replaced(items: tuple[T, ...], at: int, item: T) -> tuple[T, ...]:
 
 def clock(s: State, key: int) -> int:
     """How many writes the key has seen."""
-    return max(s.held[key].as_of, *[row.as_of for row, k in zip(s.rows, s.key_of, strict=True) if k == key])
+    rows = [row.as_of for row, k in zip(s.rows, s.key_of, strict=True) if k == key]
+    return max(s.held[key].as_of, s.past[key], s.owed[key][0], *rows)
 
 
 _FIELD = {field: n for n, field in enumerate(Budget._fields)}

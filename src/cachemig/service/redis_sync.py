@@ -177,7 +177,7 @@ class RedisStore:
             order.lease.encode(),
         ]
         reply = self._script(before, WRITE, keys, arguments, [], len(stored or b""))
-        status, number = _answers(reply, 2)
+        status, number = _answers(reply[:2] if isinstance(reply, list) else reply, 2)
         if status < 0:
             raise Refused("Redis lost a temporary key: it is evicting")
         return status, number

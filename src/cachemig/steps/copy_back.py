@@ -77,14 +77,16 @@ def copy_back(
     with control.lease(session.get(), "ladder") as fence:
         _still(session.get(), settings)
         began = time.monotonic()
-        prepared = _fence(session.get(), migration, target)
-        try:
-            yield from run.copy()
-            run.require_room(accept_left)
-        except Refused:
-            _lift(session.get(), target, migration)
-            raise
-        yield from _end(run, prepared, fence)
+        ended = False
+        while not ended:
+            prepared = _fence(session.get(), migration, target)
+            try:
+                yield from run.copy()
+                run.require_room(accept_left)
+            except Refused:
+                _lift(session.get(), target, migration)
+                raise
+            ended = yield from _end(run, prepared, fence)
         result.writes_refused_s = round(time.monotonic() - began, 3)
     return result
 
@@ -104,12 +106,12 @@ class _Run:
     def copy(self) -> Generator[Progress, None, None]:
         """Copies every key whose version is another one than was seen."""
         for found in newer(self.target, self.base):
-            changed = [(key, version) for key, version in found if self.seen.get(key) != version]
+            changed = [(key, version) for key, version in found if version > self.seen.get(key, -1)]
             for at in range(0, len(changed), _BATCH):
                 part = changed[at : at + _BATCH]
                 for attempt in attempts(self.settings, self.stop):
                     with attempt, self.session.guard() as conn:
-                        self._copy(conn, [key for key, _ in part])
+                        self._copy(conn, dict(part))
                     if waiting := reason(attempt.retry_state):
                         yield Progress(self.result.keys, None, "keys", waiting=waiting)
                 self.seen |= dict(part)  # read before the values: a write in between shows as another version
@@ -117,21 +119,21 @@ class _Run:
             self.stop.check(f"what was copied stays; to go on: {AGAIN}")
             yield Progress(self.result.keys, None, "keys")
 
-    def _copy(self, conn: Connection, keys: list[str]) -> None:
+    def _copy(self, conn: Connection, versions: dict[str, int]) -> None:
         texts: dict[str, str | None] = {}
-        for found in self.target.fetch(keys):
+        for found in self.target.fetch(list(versions)):
             self.result.left.pop(found.key, None)
             try:
                 texts[found.key] = None if found.value is None else bytes(decode(found.value)).decode()
             except (Undecodable, UnicodeDecodeError):
                 self.result.left[found.key] = "its bytes are not the text of a value"
-        self.put(conn, texts)
+        self.put(conn, texts, versions)
 
-    def put(self, conn: Connection, texts: dict[str, str | None]) -> None:
+    def put(self, conn: Connection, texts: dict[str, str | None], versions: dict[str, int]) -> None:
         """Writes these texts into the column, None for no value; all of them or, where the column refuses one, each by
         itself."""
         try:
-            written, emptied, without = self._put(conn, texts)
+            written, emptied, without = self._put(conn, texts, versions)
         except SourceError as exc:
             if not isinstance(exc.__cause__, psycopg.DataError | psycopg.IntegrityError):
                 raise
@@ -140,14 +142,18 @@ class _Run:
                 self.result.left[key] = f"the column refuses it: {type(exc.__cause__).__name__}"
                 return
             for key, text in texts.items():
-                self.put(conn, {key: text})
+                self.put(conn, {key: text}, versions)
             return
         self.result.written += written
         self.result.emptied += emptied
         self.result.left |= dict.fromkeys(without, "no row has this key")
 
-    def _put(self, conn: Connection, texts: dict[str, str | None]) -> tuple[int, int, list[str]]:
+    def _put(
+        self, conn: Connection, texts: dict[str, str | None], versions: dict[str, int]
+    ) -> tuple[int, int, list[str]]:
         with transaction(conn, lock_timeout_s=self.settings.lock_timeout):
+            copied = {"keys": list(texts), "versions": [versions[key] for key in texts]}
+            conn.execute(queries.text("late_write", "late_copied"), copied)
             return self.put_inside(conn, texts)
 
     def put_inside(self, conn: Connection, texts: dict[str, str | None]) -> tuple[int, int, list[str]]:
@@ -210,8 +216,9 @@ def _identify(conn: Connection, run: str | None, marker: str | None) -> None:
     conn.execute(queries.text("control", "set_identities"), {"run": run, "marker": marker})
 
 
-def _end(run: _Run, prepared: Prepared, fence: int) -> Generator[Progress, None, None]:
-    """Capture takes the place of the guard again, in the transaction that moves the phase."""
+def _end(run: _Run, prepared: Prepared, fence: int) -> Generator[Progress, None, bool]:
+    """Capture takes the place of the guard again, in the transaction that moves the phase. False, and nothing is
+    changed, where Redis is not behind the fence any more."""
     conn = run.session.get()
     for attempt in lock_attempts():
         with attempt, transaction(conn, lock_timeout_s=run.settings.lock_timeout):
@@ -219,8 +226,8 @@ def _end(run: _Run, prepared: Prepared, fence: int) -> Generator[Progress, None,
             now = control.find(conn)
             if now is None or now.phase is not Phase.REDIS_ONLY or now.redis_marker != prepared.identity.marker:
                 raise LeaseHeld("another run has moved the ladder meanwhile", hint="cachemig status")
-            if run.target.identity().marker != prepared.identity.marker:
-                raise Refused("Redis is not the one that was copied from any more", hint=AGAIN)
+            if run.target.identity() != prepared.identity:  # the fence is gone with what Redis lost: once more
+                return False
             mode = capture.mode(conn, run.table)
             conn.execute(capture.lock(run.table, replace=True))
             waiting = conn.execute(queries.text("copy_back", "late_waiting")).fetchall()
@@ -240,6 +247,7 @@ def _end(run: _Run, prepared: Prepared, fence: int) -> Generator[Progress, None,
         if why := reason(attempt.retry_state):
             tried = attempt.retry_state.attempt_number
             yield Progress(tried, None, "tries", waiting=f"{why}; the application goes first")
+    return True
 
 
 def _journal(conn: Connection, result: CopiedBack, number: int, marked: int, fence: int) -> None:

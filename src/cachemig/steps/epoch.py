@@ -48,6 +48,10 @@ def ensure(conn: Connection, target: RedisTarget) -> Begun | None:
     migration = control.find(conn)
     if migration is None or migration.phase is Phase.IDLE:  # without capture no epoch can begin
         return None
+    if (
+        migration.fenced
+    ):  # nor behind the fence of a rollback, which notices by itself: writers would learn of it, and pass
+        return None
     reason = changed(migration, target.identity())
     return begin(conn, target, reason, expected=migration.epoch, noticed=True) if reason else None
 
@@ -61,7 +65,11 @@ def begin(conn: Connection, target: RedisTarget, reason: str, *, expected: int, 
             return None
         migration = control.find(conn)
         assert migration is not None
-        if migration.phase is Phase.IDLE or (noticed and changed(migration, target.identity()) is None):
+        if (
+            migration.phase is Phase.IDLE
+            or migration.fenced
+            or (noticed and changed(migration, target.identity()) is None)
+        ):
             return None
         if migration.frozen_epoch is None:
             number, marked = record(conn, migration.phase, prepare(migration, target))

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from cachemig.entries.entry import Entry
 from cachemig.errors import TargetError
-from cachemig.source import queries
+from cachemig.source import control, queries
 from cachemig.source.connect import Connection, source_errors, transaction
 from cachemig.source.table import Table
 from cachemig.steps.delivery import plan
@@ -54,20 +54,23 @@ def look(conn: Connection) -> Late:
     return Late(waiting, writes, last, deletes, failed, oldest_s, last_s, [(w, n, at) for w, n, at in writers])
 
 
-def deliver(conn: Connection, table: Table, target: RedisTarget, allowed: Callable[[], int]) -> int:
+def deliver(conn: Connection, table: Table, target: RedisTarget, allowed: Callable[[], control.Migration]) -> int:
     """Delivers what waits; how many were settled, 0 where none waits or another worker is at it.
 
-    `allowed` is asked in each transaction, and returns the epoch; it raises where the phase is another one by now.
+    `allowed` is asked in each transaction, and raises where the phase is another one by now.
     """
     with transaction(conn):
-        allowed()
+        migration = allowed()
+        # The lock is held from before the versions are read until they are recorded: two late writes of a key must not
+        # be taken up with the same version.
         if not _alone(conn):
             return 0
         new = conn.execute(queries.text("late_write", "late_new"), {"limit": BATCH}).fetchall()
-        if new:
-            _take_up(conn, target, new)
+        if new and migration.redis_marker:
+            versions = target.versions([str(key) for _, key in new])
+            _take_up(conn, [(id_, v, migration.redis_marker) for (id_, _), v in zip(new, versions, strict=True)])
     with transaction(conn):
-        epoch = allowed()
+        migration = allowed()
         if not _alone(conn):
             return 0
         found = conn.execute(
@@ -75,7 +78,7 @@ def deliver(conn: Connection, table: Table, target: RedisTarget, allowed: Callab
         ).fetchall()
         if not found:
             return 0
-        outcomes, again = _deliver(target, found, epoch)
+        outcomes, again = _deliver(target, found, migration)
         if outcomes:
             ids, names, errors = zip(*outcomes, strict=True)
             conn.execute(
@@ -83,7 +86,7 @@ def deliver(conn: Connection, table: Table, target: RedisTarget, allowed: Callab
                 {"ids": list(ids), "outcomes": list(names), "errors": list(errors)},
             )
         if again:
-            conn.execute(queries.text("late_write", "late_again"), {"ids": again})
+            _take_up(conn, again)
     return len(outcomes) + len(again)
 
 
@@ -92,17 +95,21 @@ def _alone(conn: Connection) -> bool:
     return bool(row and row[0])
 
 
-def _take_up(conn: Connection, target: RedisTarget, new: list[tuple[Any, ...]]) -> None:
-    versions = target.versions([str(key) for _, key in new])
-    conn.execute(queries.text("late_write", "late_take_up"), {"ids": [id_ for id_, _ in new], "versions": versions})
+def _take_up(conn: Connection, taken: list[tuple[int, int, str]]) -> None:
+    """Records the version, and the marker, that each is to replace."""
+    ids, versions, markers = zip(*taken, strict=True)
+    conn.execute(
+        queries.text("late_write", "late_take_up"),
+        {"ids": list(ids), "versions": list(versions), "markers": list(markers)},
+    )
 
 
 def _deliver(
-    target: RedisTarget, found: list[tuple[Any, ...]], epoch: int
-) -> tuple[list[tuple[int, str, str | None]], list[int]]:
+    target: RedisTarget, found: list[tuple[Any, ...]], migration: control.Migration
+) -> tuple[list[tuple[int, str, str | None]], list[tuple[int, int, str]]]:
     outcomes: list[tuple[int, str, str | None]] = []
-    again: list[int] = []
-    for id_, key, kind, value, taken, has_row in found:
+    again: list[tuple[int, int, str]] = []
+    for id_, key, kind, value, taken, marker, has_row in found:
         if kind == "delete" and has_row:  # another row has the key
             outcomes.append((id_, "superseded", None))
             continue
@@ -113,7 +120,9 @@ def _deliver(
             outcomes.append((id_, "set-aside", record.error))
             continue
         try:
-            status, held = target.write_alone(key, write.value, write.expires_at_ms, epoch=epoch, expected=taken)
+            status, held, planted = target.write_alone(
+                key, write.value, write.expires_at_ms, epoch=migration.epoch, expected=taken, marker=marker
+            )
         except TargetError as exc:
             if type(exc) is not TargetError:  # it says something of the server, not of the key
                 raise
@@ -121,10 +130,11 @@ def _deliver(
             continue
         if status == 1:
             outcomes.append((id_, "delivered", None))
-        elif status == 0 and held > taken:
+        elif status == 0 and held > taken and held >= migration.base:  # below: the last of the column came in between
             outcomes.append((id_, "superseded", None))
-        elif status == 0:
-            again.append(id_)
+        elif status == 0 and planted == migration.redis_marker:
+            # With what the script found, not with what is read now: somebody may have written since.
+            again.append((id_, held, planted))
     return outcomes, again
 
 

@@ -109,7 +109,9 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
                     before = result.tally.bytes
                     taken = _batch(conn, settings, table, target, result, poison)
                     if phase is Phase.REDIS_ONLY:
-                        late = late_writes.deliver(conn, table, target, partial(_epoch, conn, settings))
+                        late = late_writes.deliver(
+                            conn, table, target, partial(control.require, conn, settings, "sync")
+                        )
                     orders.spend(result.tally.bytes - before)
                     if taken < BATCH and not follow:
                         # Before it is said to be done: what went to a Redis that is not the one that was filled is
@@ -164,10 +166,6 @@ class Poison:
             else:
                 del self._failures[record.key]
         return again
-
-
-def _epoch(conn: Connection, settings: Settings) -> int:
-    return control.require(conn, settings, "sync").epoch
 
 
 def _batch(

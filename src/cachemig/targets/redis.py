@@ -292,26 +292,28 @@ class RedisTarget:
             yield from self._receive(connection, [single])
 
     def write_alone(
-        self, key: str, value: Buffer | None, expires_at_ms: int | None, *, epoch: int, expected: int
-    ) -> tuple[int, int]:
-        """A write to Redis alone, by write.lua: (1, version) written; (0, version held) where that is another one than
-        expected; (2, epoch) where a later epoch has begun. `value` None removes."""
+        self,
+        key: str,
+        value: Buffer | None,
+        expires_at_ms: int | None,
+        *,
+        epoch: int,
+        expected: int,
+        marker: str | None = None,
+    ) -> tuple[int, int, str]:
+        """A write to Redis alone, by write.lua: (1, version, '') written; (0, version held, marker) where one of them
+        is another than expected; (2, epoch, '') where a later epoch has begun. `value` None removes."""
         name = self.template.name(key)
-        keys = [self.marker_key, companion(VERSION, name), name]
         own = f"{companion(TAKEN_BACK, name)}:{secrets.token_hex(6)}"
-        keys += [companion(LEASE, name), companion(NEGATIVE, name), temporary(name, "none"), own]
+        keys = [self.marker_key, companion(VERSION, name), name, companion(LEASE, name), companion(NEGATIVE, name)]
+        keys += [temporary(name, "none"), own]
         what = "remove" if value is None else "set"
-        arguments: list[str | bytes] = [
-            str(epoch),
-            str(expires_at_ms or 0),
-            what,
-            b"" if value is None else bytes(value),
-            str(expected),
-        ]
+        stored = b"" if value is None else bytes(value)
+        arguments: list[str | bytes] = [str(epoch), str(expires_at_ms or 0), what, stored, str(expected), ""]
+        arguments += [marker] if marker is not None else []
         with target_errors():
-            reply = self.client.eval(_WRITE_ALONE, len(keys), *keys, *arguments, "")
-        status, number = cast("list[int]", reply)
-        return status, number
+            status, number, *planted = cast("list[Any]", self.client.eval(_WRITE_ALONE, len(keys), *keys, *arguments))
+        return int(status), int(number), planted[0].decode() if planted else ""
 
     def versions(self, keys: Sequence[str]) -> list[int]:
         """The version that Redis holds of each key; 0 for none."""
