@@ -3,8 +3,8 @@
 --   psql -X -d DATABASE -v table=public.therapy_sessions -f sql/roles.sql
 --
 -- cachemig_reader  doctor, plan, status, and every --dry-run
--- cachemig_worker  backfill, sync, verify
--- cachemig_owner   init, dual-write, clean
+-- cachemig_worker  backfill, sync, verify, archive
+-- cachemig_owner   init, dual-write, cutover, rollback, stop-writes, drop-column, reclaim, restore, clean
 --
 -- Each is a login role without a password: give it one by \password, or let pg_hba.conf decide. They are not meant to
 -- be granted to other roles: BYPASSRLS is not inherited, and what a member creates belongs to the member.

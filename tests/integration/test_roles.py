@@ -20,13 +20,18 @@ from cachemig.ladder import Phase
 from cachemig.source import control, queries
 from cachemig.source.connect import connect, transaction
 from cachemig.steps import doctor
+from cachemig.steps.archive import archive
 from cachemig.steps.backfill import backfill
 from cachemig.steps.clean import clean
+from cachemig.steps.cutover import cutover
 from cachemig.steps.dual_write import switch
 from cachemig.steps.init import init
 from cachemig.steps.plan import plan
+from cachemig.steps.rollback import rollback
 from cachemig.steps.status import status
+from cachemig.steps.stop_writes import stop_writes
 from cachemig.steps.sync import sync
+from cachemig.steps.verify import verify
 from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 from tests.conftest import OwnPostgres
@@ -102,6 +107,40 @@ def test_each_role_runs_its_commands(actors: Actors, tmp_path: Path) -> None:
     with actors.target(owner) as target:
         finish(switch(actors.settings(owner), target, enable=False))
         assert finish(clean(actors.settings(owner), target, execute=True)).schema
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_stopping_the_writes_and_going_back(actors: Actors, tmp_path: Path, forced: bool) -> None:
+    owner, worker = "cachemig_owner", "cachemig_worker"
+    with psycopg.connect(actors.server.dsn(user="clinic"), autocommit=True) as application:
+        if forced:
+            application.execute("ALTER TABLE therapy_sessions ENABLE ROW LEVEL SECURITY")
+            application.execute("ALTER TABLE therapy_sessions FORCE ROW LEVEL SECURITY")
+            application.execute("CREATE POLICY all_rows ON therapy_sessions USING (true)")
+        assert psql(actors.server.dsn()).returncode == 0
+        mine = replace(actors.settings(owner), soak_cutover=0.0)
+        with actors.target(owner) as target:
+            init(mine, target, tmp_path)
+            finish(switch(mine, target, enable=True))
+        with actors.target(worker) as target:
+            finish(backfill(actors.settings(worker), target, Stop()))
+            assert finish(verify(actors.settings(worker), target, Stop())).outcome.passed
+        with actors.target(owner) as target:
+            finish(cutover(mine, target, Stop(), 100, no_clients=True))
+            finish(stop_writes(mine, target, Stop(), "forward", no_clients=True, accept_expiring=50))
+            application.execute("UPDATE therapy_sessions SET analytics_cache = '{\"a\": 3}' WHERE file_hash = 'hash7'")
+        with actors.target(worker) as target:
+            assert finish(sync(actors.settings(worker), target, Stop(), follow=False)).late == 1
+            assert target.fetch(["hash7"])[0].value == b'{"a": 3}'
+            assert finish(verify(actors.settings(worker), target, Stop())).outcome.passed
+            assert finish(archive(actors.settings(worker), Stop(), str(tmp_path / "column.zst"))).frozen
+            target.write_alone("hash8", b'{"a":4}', None, epoch=1, expected=0)
+        with actors.target(owner) as target:
+            moved = finish(rollback(mine, target, Stop()))
+            assert moved.copied is not None
+            assert (moved.phase, moved.copied.keys, moved.copied.written) == (Phase.CUTOVER, 2, 1)
+        found = application.execute("SELECT analytics_cache FROM therapy_sessions WHERE file_hash = 'hash8'").fetchone()
+        assert found == ({"a": 4},)
 
 
 def test_the_worker_repairs_the_column_where_it_was_told_to_and_nothing_else(actors: Actors, tmp_path: Path) -> None:
