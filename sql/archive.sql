@@ -56,7 +56,7 @@ FROM {table} AS t
 WHERE {range} AND t.{column} IS NOT NULL
 
 -- name: version
-(SELECT m.epoch FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
+(SELECT coalesce(m.frozen_epoch, m.epoch) FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
     + coalesce(v.count, 0) + coalesce(c.count, 0)
 
 -- name: versions

@@ -211,7 +211,8 @@ SELECT pg_catalog.to_regnamespace('cachemig') IS NOT NULL;
 
 -- name: set_phase
 UPDATE cachemig.migration
-SET phase = %(phase)s, epoch = %(epoch)s, layout = CASE WHEN epoch = %(epoch)s THEN layout END,
+SET phase = %(phase)s, epoch = %(epoch)s, 
+    layout = CASE WHEN epoch = %(epoch)s OR frozen_epoch IS NOT NULL THEN layout END,
     changed_at = CASE WHEN phase = %(phase)s THEN changed_at ELSE clock_timestamp() END,
     changed_by = CASE WHEN phase = %(phase)s THEN changed_by ELSE %(who)s END;
 

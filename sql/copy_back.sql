@@ -37,8 +37,9 @@ WHERE k.text IS NOT NULL
   AND NOT EXISTS (SELECT FROM {table} AS n WHERE n.{key} = {k_key} AND n.{key}::text = k.key);
 
 -- name: late_waiting
--- Of each key the last one that was not delivered: the column is to hold that.
-SELECT DISTINCT ON (key) key, value FROM cachemig.late_write WHERE outcome IS NULL AND kind = 'write' ORDER BY key, id DESC;
+-- Of each key the last one that Redis never had, be it corrupt: the column is to hold that.
+SELECT DISTINCT ON (key) key, value FROM cachemig.late_write
+WHERE kind = 'write' AND (outcome IS NULL OR outcome IN ('set-aside', 'failed')) ORDER BY key, id DESC;
 
 -- name: late_settled
 UPDATE cachemig.late_write SET outcome = 'superseded', error = 'rollback left it in the column',

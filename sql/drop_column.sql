@@ -334,6 +334,12 @@ SET phase = 'dropped', changed_at = pg_catalog.clock_timestamp(), changed_by = %
 WHERE phase = 'redis-only'
   AND EXISTS (SELECT FROM cachemig.lease WHERE name = 'ladder' AND owner = %(owner)s AND fence = %(fence)s);
 
+-- name: drop_unchanged
+-- What the gates were looked at with, and may have changed by itself since: cheap enough to be asked under the table's lock.
+SELECT m.phase, m.epoch, (SELECT max(l.id) FROM cachemig.late_write AS l WHERE l.kind = 'write'),
+       EXISTS (SELECT FROM cachemig.late_write AS l WHERE l.outcome IS NULL) OR EXISTS (SELECT FROM cachemig.change)
+FROM cachemig.migration AS m;
+
 -- name: drop_notify
 -- PostgREST reads the tables' columns anew when this transaction has committed. Nobody listens: nothing happens.
 NOTIFY pgrst, 'reload schema';
@@ -355,7 +361,8 @@ DECLARE
     seen     record;
     names    text;
     begun    timestamptz;
-    late     timestamptz;
+    late     record;
+    latest   timestamptz;
     tries    integer := 0;
 BEGIN
     -- Here too, for a runner that is not in a transaction: outside of one SET LOCAL has no effect.
@@ -385,14 +392,19 @@ BEGIN
     SELECT max(at) INTO begun FROM cachemig.journal
     WHERE phase_to = 'redis-only' AND phase_from IS NOT NULL AND phase_from <> 'redis-only';
     begun := coalesce(begun, m.changed_at);
-    IF pg_catalog.to_regclass('cachemig.late_write') IS NOT NULL THEN
-        EXECUTE 'SELECT max(at) FROM cachemig.late_write' INTO late;
-    END IF;
-    IF greatest(begun, late) > now_is - {soak}::interval THEN
+    SELECT max(at) FILTER (WHERE kind = 'write') AS last,
+           count(*) FILTER (WHERE outcome IS NULL) + (SELECT count(*) FROM cachemig.change) AS waiting INTO late
+    FROM cachemig.late_write;
+    IF greatest(begun, late.last) > now_is - {soak}::interval THEN
         RAISE EXCEPTION USING MESSAGE = 'cachemig: the soak is not over: it lasts ' || {soak} || ' and began '
-                || pg_catalog.to_char(greatest(begun, late), 'YYYY-MM-DD HH24:MI:SSOF')
-                || CASE WHEN late >= begun THEN ', with the last late write' ELSE '' END,
+                || pg_catalog.to_char(greatest(begun, late.last), 'YYYY-MM-DD HH24:MI:SSOF')
+                || CASE WHEN late.last >= begun THEN ', with the last late write' ELSE '' END,
             HINT = 'run this migration again when it is over';
+    END IF;
+    -- Gate: what was written to the frozen column has been delivered.
+    IF late.waiting > 0 THEN
+        RAISE EXCEPTION USING MESSAGE = 'cachemig: ' || late.waiting || ' late writes wait to be delivered to Redis',
+            HINT = 'cachemig sync --once';
     END IF;
     -- Gate: the last verification of all keys.
     SELECT at, (figures ->> 'passed')::boolean AS passed, epoch, figures ->> 'fingerprint' AS fingerprint INTO seen
@@ -402,14 +414,11 @@ BEGIN
         RAISE EXCEPTION USING MESSAGE = 'cachemig: no verification of all keys has passed within ' || {fresh},
             HINT = 'cachemig verify';
     END IF;
-    -- Gate: the archive, read back since the column was frozen.
-    IF pg_catalog.to_regclass('cachemig.archive') IS NULL THEN
-        RAISE EXCEPTION USING MESSAGE = 'cachemig: there is no archive of the column', HINT = 'cachemig archive';
-    END IF;
-    EXECUTE 'SELECT max(checked_at) AS checked_at FROM cachemig.archive' INTO seen;
-    IF seen.checked_at IS NULL OR seen.checked_at < begun THEN
-        RAISE EXCEPTION USING MESSAGE = 'cachemig: no archive was read back since the column was frozen',
-            HINT = 'cachemig archive';
+    -- Gate: the archive, read back since the column was frozen, and since it was last written.
+    SELECT max(checked_at) AS checked_at INTO seen FROM cachemig.archive;
+    IF seen.checked_at IS NULL OR seen.checked_at < greatest(begun, late.last) THEN
+        RAISE EXCEPTION USING MESSAGE = 'cachemig: no archive was read back since the column was frozen, or last written',
+            HINT = 'cachemig archive --to PLACE';
     END IF;
     -- Gate: applications.
     SELECT pg_catalog.string_agg(DISTINCT c.name, ', ') INTO names FROM cachemig.client AS c
@@ -417,6 +426,10 @@ BEGIN
     IF names IS NOT NULL THEN
         RAISE EXCEPTION USING MESSAGE = 'cachemig: applications act on an older phase: ' || names,
             HINT = 'cachemig status names them; restart or stop them';
+    END IF;
+    IF NOT {no_clients} AND NOT EXISTS (SELECT FROM cachemig.client AS c WHERE c.lease_until > now_is) THEN
+        RAISE EXCEPTION USING MESSAGE = 'cachemig: no live application is registered, which proves nothing',
+            HINT = 'if no program reads by the phase, write this file anew with --no-clients';
     END IF;
     -- Gate: nothing depends on it. What the catalog knows Postgres sees to below; of the texts of functions it does not.
     SELECT pg_catalog.string_agg(p.oid::regprocedure::text, ', ') INTO names
@@ -437,12 +450,22 @@ BEGIN
             IF pg_catalog.to_regclass({regclass}) IS NOT NULL THEN
                 {lock}
             END IF;
+            -- Under the lock, when none can come any more: what was written while it was waited for. The lock is given
+            -- back with this block, so that it can be delivered.
+            SELECT max(at) FILTER (WHERE kind = 'write') INTO latest FROM cachemig.late_write;
+            IF latest IS DISTINCT FROM late.last THEN
+                RAISE EXCEPTION USING MESSAGE = 'cachemig: the soak is not over: the column was written just now, with the last late write',
+                    HINT = 'cachemig status names the writer; run this migration again when the soak is over';
+            END IF;
+            IF EXISTS (SELECT FROM cachemig.late_write WHERE outcome IS NULL) OR EXISTS (SELECT FROM cachemig.change) THEN
+                RAISE lock_not_available;
+            END IF;
             EXIT;
         EXCEPTION WHEN lock_not_available THEN
             IF tries >= {tries} THEN
                 RAISE EXCEPTION USING ERRCODE = 'lock_not_available',
-                    MESSAGE = 'cachemig: the table was in use at every try; nothing was changed',
-                    HINT = 'cachemig drop-column names who holds it';
+                    MESSAGE = 'cachemig: the table was in use at every try, or rows that went waited for sync; nothing was changed',
+                    HINT = 'cachemig drop-column names who holds it; cachemig sync --follow is to be running';
             END IF;
             PERFORM pg_catalog.pg_sleep(least(5.0, 0.2 * 2.0 ^ tries) * (0.5 + pg_catalog.random() / 2));
         END;

@@ -42,7 +42,7 @@ WHERE l.id = d.id AND l.outcome IS NULL;
 -- What rollback has copied of a key is newer than what was taken up with an earlier version.
 UPDATE cachemig.late_write AS l SET outcome = 'superseded', done_at = pg_catalog.clock_timestamp()
 FROM ROWS FROM (pg_catalog.unnest(%(keys)s::text[]), pg_catalog.unnest(%(versions)s::bigint[])) AS c (key, version)
-WHERE l.outcome IS NULL AND l.key = c.key AND l.taken_version < c.version;
+WHERE (l.outcome IS NULL OR l.outcome IN ('set-aside', 'failed')) AND l.key = c.key AND l.taken_version < c.version;
 
 -- name: late_totals
 -- How many wait, when the last one came ('write' alone), and removed rows that were forwarded.

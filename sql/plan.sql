@@ -51,7 +51,7 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attrdef AS own
                   WHERE d.classid = 'pg_catalog.pg_constraint'::regclass AND own.oid = d.objid AND own.contype = 'n')
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger AS own
                   WHERE d.classid = 'pg_catalog.pg_trigger'::regclass AND own.oid = d.objid
-                    AND own.tgname LIKE 'cachemig\_capture%%')
+                    AND own.tgname LIKE 'cachemig\_%%')
 ORDER BY 1, 2;
 
 -- name: mentioning_functions

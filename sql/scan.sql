@@ -22,10 +22,11 @@ AND (t.tableoid, t.ctid) = (
 
 -- name: read_chunk
 -- Every entry of a range of rows. The version is null in a snapshot in which capture is off: nothing that was read
--- there may be delivered, since nobody would notice what becomes of it.
+-- there may be delivered, since nobody would notice what becomes of it. A frozen column keeps its epoch, so that every
+-- write to Redis alone is newer than it.
 SELECT t.{key}::text,
        {value},
-       (SELECT m.epoch FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
+       (SELECT coalesce(m.frozen_epoch, m.epoch) FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
            + coalesce(v.count, 0) + coalesce(c.count, 0),
        {lifetime_from}{more}
 FROM {table} AS t
@@ -40,12 +41,13 @@ WHERE {range} AND t.{key} IS NOT NULL AND {t_nonempty}
 -- Keys that were handled and that no row holds a value for now: nothing is to be in Redis but their tombstones.
 SELECT e.key,
        NULL::text,
-       (SELECT m.epoch FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
+       (SELECT coalesce(m.frozen_epoch, m.epoch) FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
            + coalesce(v.count, 0) + coalesce(c.count, 0),
        NULL::bigint{more}
 FROM cachemig.entry AS e
 LEFT JOIN cachemig.version AS v ON v.key_id = e.key_id
 LEFT JOIN (SELECT key, count(*) AS count, min(at) AS since FROM cachemig.change GROUP BY key) AS c ON c.key = e.key
+LEFT JOIN (SELECT key, min(at) AS since FROM cachemig.late_write WHERE outcome IS NULL GROUP BY key) AS w ON w.key = e.key
 WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE t.{key}::text = e.key AND {t_nonempty})
 
 -- name: read_keys
@@ -53,7 +55,7 @@ WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE t.{key}::text = e.key AND {t_no
 -- Counts all changes that are visible now, locked by other workers or not.
 SELECT k.key,
        {value},
-       (SELECT m.epoch FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
+       (SELECT coalesce(m.frozen_epoch, m.epoch) FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
            + coalesce(v.count, 0) + coalesce(c.count, 0),
        {lifetime_from}{more}
 FROM pg_catalog.unnest({keys}::text[]) AS k (key)
@@ -69,8 +71,57 @@ LEFT JOIN LATERAL (
 ) AS c ON true
 {ledger_join}
 
+-- name: read_ledger
+-- After the drop: what the ledger says that Redis holds, for a range of ids. Versions are counted as for the table, so that
+-- a row of the ledger that is of another version shows.
+SELECT e.key,
+       NULL::text,
+       (SELECT coalesce(m.frozen_epoch, m.epoch) FROM cachemig.migration AS m)::bigint * 1099511627776
+           + coalesce(v.count, 0) + coalesce(c.count, 0),
+       NULL::bigint{more}
+FROM cachemig.entry AS e
+LEFT JOIN cachemig.version AS v ON v.key_id = e.key_id
+LEFT JOIN (SELECT key, count(*) AS count, min(at) AS since FROM cachemig.change GROUP BY key) AS c ON c.key = e.key
+LEFT JOIN (SELECT key, min(at) AS since FROM cachemig.late_write WHERE outcome IS NULL GROUP BY key) AS w ON w.key = e.key
+WHERE {range}
+
+-- name: read_ledger_keys
+-- The same of given keys: a row for every key, without a state where the ledger does not know it.
+SELECT k.key,
+       NULL::text,
+       (SELECT coalesce(m.frozen_epoch, m.epoch) FROM cachemig.migration AS m)::bigint * 1099511627776
+           + coalesce(v.count, 0) + coalesce(c.count, 0),
+       NULL::bigint{more}
+FROM pg_catalog.unnest({keys}::text[]) AS k (key)
+LEFT JOIN cachemig.version AS v ON v.key_id = cachemig.key_id(k.key)
+LEFT JOIN (SELECT key, count(*) AS count, min(at) AS since FROM cachemig.change GROUP BY key) AS c ON c.key = k.key
+{ledger_join}
+
+-- name: ledger_size
+SELECT count(*) FROM cachemig.entry;
+
+-- name: ledger_known
+-- As known_keys, after the drop.
+SELECT k.key, coalesce(e.state <> 'removed', false), false,
+       e.key IS NOT NULL OR EXISTS (SELECT FROM cachemig.version AS v WHERE v.key_id = cachemig.key_id(k.key))
+FROM pg_catalog.unnest(%(keys)s::text[]) AS k (key)
+LEFT JOIN cachemig.entry AS e ON e.key_id = cachemig.key_id(k.key);
+
+-- name: sample_ledger
+-- Keys that follow a place at random, in the order of their SHA-256: as good as keys at random.
+(SELECT key FROM cachemig.entry WHERE key_id >= %(place)s AND state <> 'removed' ORDER BY key_id LIMIT %(limit)s)
+UNION ALL
+(SELECT key FROM cachemig.entry WHERE key_id < %(place)s AND state <> 'removed' ORDER BY key_id LIMIT %(limit)s)
+LIMIT %(limit)s;
+
+-- name: digest_as_jsonb
+-- What the column's digest would be, had it held this text: jsonb prints values alike that differ in white space, the
+-- order of members or escapes (not in the zeros at the end of a number).
+SELECT pg_catalog.sha256(pg_catalog.convert_to(%(text)s::jsonb::text, 'UTF8'));
+
 -- name: ledger_more
--- A TRUNCATE that is not expanded yet stands for a change of every key.
+-- A TRUNCATE that is not expanded yet stands for a change of every key. The last column: how long a write to the frozen
+-- column has been waiting.
 , extract(epoch FROM pg_catalog.clock_timestamp() - least(c.since, (SELECT min(at) FROM cachemig.truncation)))::float8
 , e.state
 , e.version
@@ -78,12 +129,15 @@ LEFT JOIN LATERAL (
 , e.sha256
 , e.error
 , e.bytes
+, extract(epoch FROM pg_catalog.clock_timestamp() - w.since)::float8
 
 -- name: ledger_join_chunk
 LEFT JOIN cachemig.entry AS e ON e.key_id = cachemig.key_id(t.{key}::text)
+LEFT JOIN (SELECT key, min(at) AS since FROM cachemig.late_write WHERE outcome IS NULL GROUP BY key) AS w ON w.key = t.{key}::text
 
 -- name: ledger_join_keys
 LEFT JOIN cachemig.entry AS e ON e.key_id = cachemig.key_id(k.key)
+LEFT JOIN (SELECT key, min(at) AS since FROM cachemig.late_write WHERE outcome IS NULL GROUP BY key) AS w ON w.key = k.key
 
 -- name: keyless
 -- Values that no key leads to: they cannot be looked up, and no cache can hold them.
@@ -100,22 +154,22 @@ WHERE t.{key} IS NOT NULL AND {t_nonempty}
       SELECT FROM cachemig.entry AS e
       WHERE e.key_id = cachemig.key_id(t.{key}::text)
         AND e.state <> 'removed'
-        AND e.version >= (SELECT m.epoch FROM cachemig.migration AS m)::bigint * 1099511627776)
+        AND e.version >= (SELECT coalesce(m.frozen_epoch, m.epoch) FROM cachemig.migration AS m)::bigint * 1099511627776)
   AND NOT EXISTS (SELECT FROM cachemig.change AS c WHERE c.key = t.{key}::text)
 LIMIT {limit})
 UNION
 (SELECT e.key FROM cachemig.entry AS e WHERE e.state = 'failed' AND e.written_at < {since} LIMIT {limit});
 
 -- name: known_keys
--- Of keys found in Redis: does a row hold a value, and was the key ever handled or changed?
+-- Of keys found in Redis: does a row hold a value, has the key a row at all, and was it ever handled or changed?
 SELECT k.key,
        EXISTS (SELECT FROM {table} AS n WHERE n.{key} = {k_key} AND n.{key}::text = k.key AND {n_nonempty}),
-       EXISTS (SELECT FROM {table} AS n WHERE n.{key} = {k_key} AND n.{key}::text = k.key)
-       OR EXISTS (SELECT FROM cachemig.entry AS e WHERE e.key_id = cachemig.key_id(k.key))
-       OR EXISTS (SELECT FROM cachemig.version AS v WHERE v.key_id = cachemig.key_id(k.key)),
-       EXISTS (SELECT FROM cachemig.change AS h
-               WHERE pg_catalog.hashtextextended(h.key, 0) = pg_catalog.hashtextextended(k.key, 0) AND h.key = k.key)
-FROM pg_catalog.unnest({keys}::text[]) AS k (key);
+       r.there,
+       r.there OR EXISTS (SELECT FROM cachemig.entry AS e WHERE e.key_id = cachemig.key_id(k.key))
+       OR EXISTS (SELECT FROM cachemig.version AS v WHERE v.key_id = cachemig.key_id(k.key))
+FROM pg_catalog.unnest({keys}::text[]) AS k (key)
+CROSS JOIN LATERAL (
+    SELECT EXISTS (SELECT FROM {table} AS n WHERE n.{key} = {k_key} AND n.{key}::text = k.key) AS there) AS r;
 
 -- name: skipped_keys
 -- Keys of rows that hold nothing, where no other row of the key holds something either.

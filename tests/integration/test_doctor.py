@@ -220,7 +220,7 @@ def test_a_control_schema_that_another_role_made(migrating: Migrating, role: Rol
     role.run("GRANT SELECT ON ALL TABLES IN SCHEMA cachemig TO {}")
     found = role.look()
     assert levels(found, Level.ERROR) == ["control-schema"]
-    assert "chunk, client, entry, journal, lease" in found["control-schema"].what
+    assert "chunk, client, entry, journal, late_write, lease" in found["control-schema"].what
     assert found["table-owner"].level is Level.NOTE  # capture is on already
     role.run("GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA cachemig TO {}")
     assert levels(role.look(), Level.ERROR) == []

@@ -93,7 +93,7 @@ def test_each_partition_is_written_anew(migrating: Migrating) -> None:
             FROM generate_series(1, 100) AS n;
     """)
     migrating.set(table="parts")
-    freeze(migrating, "parts")
+    freeze(migrating)
     dropped(migrating)
     toast = "SELECT sum(pg_total_relation_size(reltoastrelid)) FROM pg_class WHERE relname IN ('part_0', 'part_1')"
     assert migrating.execute(toast)[0][0] > 500_000

@@ -28,8 +28,6 @@ from cachemig.stop import Stop
 from cachemig.targets.keys import VERSION, companion
 from tests.integration.conftest import Migrating, finish
 
-pytestmark = pytest.mark.long  # until the command is there that uses it
-
 E = 2**40
 
 ALL_OF_IT = """
@@ -220,7 +218,8 @@ def test_what_the_column_does_not_take_is_named(clinic: Migrating) -> None:
         (E + 5, E + 5, E + 5, True, False),  # delivered in the epoch that froze it
         (E + 6, E + 5, E + 5, True, True),
         (4, E + 5, None, True, False),
-        (E, E + 5, None, True, True),
+        (E + 6, E + 5, None, True, False),  # of the column's own epoch
+        (2 * E, E + 5, None, True, True),  # of the one that a write to Redis alone has
         (E, None, None, True, False),
         (4, 5, 5, False, False),  # a change that was on its way
         (6, 5, 5, False, True),
@@ -670,6 +669,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
+@pytest.mark.long
 def test_a_large_value_is_never_in_memory(migrating: Migrating) -> None:
     migrating.begin()
     migrating.execute("""

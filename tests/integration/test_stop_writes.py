@@ -207,7 +207,13 @@ def test_what_is_no_late_write(frozen: Frozen) -> None:
 
 def test_a_row_that_goes_takes_its_key_along(frozen: Frozen) -> None:
     m = frozen.m
-    m.put("a", {"v": "a"})  # another row of the key
+    m.execute(
+        "INSERT INTO sessions (file_hash, cache, created_at)"
+        " VALUES ('a', '{\"v\": \"older\"}', now() - interval '1 day')"
+    )
+    m.sync()  # a late write; then the row goes that was newer
+    frozen.alone("a", None)
+    m.redis.delete(f"{m.prefix}a", f"cachemig:v:{{{m.prefix}a}}")
     m.execute("DELETE FROM sessions WHERE id = (SELECT min(id) FROM sessions WHERE file_hash = 'a')")
     m.execute("UPDATE sessions SET file_hash = 'moved' WHERE file_hash = 'b'")
     m.execute("DELETE FROM sessions WHERE file_hash = 'c'")
@@ -215,7 +221,7 @@ def test_a_row_that_goes_takes_its_key_along(frozen: Frozen) -> None:
     assert {key: outcome for key, kind, _, outcome in frozen.outcomes() if kind == "delete"} == {
         "a": "superseded", "b": "delivered", "c": "delivered",
     }  # fmt: skip
-    assert (frozen.value("a"), frozen.value("b"), frozen.value("c")) == (b'{"v": "a"}', None, None)
+    assert (frozen.value("a"), frozen.value("b"), frozen.value("c")) == (b'{"v": "older"}', None, None)
     late = frozen.late()
     assert (late.writes, late.deletes) == (1, 3)
     m.execute("TRUNCATE sessions")
@@ -346,6 +352,13 @@ def test_a_corrupt_late_write_stays_in_the_column(frozen: Frozen) -> None:
     m.sync()
     assert frozen.outcomes() == [("a", "write", "[1]", "set-aside")]
     assert (frozen.value("a"), frozen.late().failed) == (b'{"v": "a"}', 1)
+    m.execute("UPDATE sessions SET cache = '[2]' WHERE file_hash = 'b'")
+    m.sync()
+    frozen.alone("b", b'{"v": "newer"}')
+    moved = frozen.back()
+    assert moved.copied is not None
+    assert moved.copied.late == 1
+    assert (frozen.column()["a"], frozen.column()["b"]) == ("[1]", '{"v": "newer"}')
 
 
 def test_what_was_on_its_way_loses_against_a_write_to_redis_alone(read: Frozen) -> None:

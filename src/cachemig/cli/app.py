@@ -9,7 +9,8 @@ import typer
 
 from cachemig import __version__
 from cachemig.cli import render
-from cachemig.cli.command import Run, command
+from cachemig.cli import render_finish as finish
+from cachemig.cli.command import Run, command, confirmed, seconds_of
 from cachemig.errors import ConfigError, Exit
 
 LOOK, MOVE, CUT_OVER, FINISH, AFTER, TRY = "Look", "Move", "Cut over", "Finish", "After", "Try"
@@ -17,6 +18,16 @@ RAMP = ("ramp_max_errors", "ramp_max_fallback", "ramp_max_mismatch", "ramp_max_s
 ENTRY = ("order_by", "key_template", "codec", "ttl", "ttl_from", "ttl_jitter", "shape", "max_value_bytes")
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show exactly what it would do; change nothing")]
+NoClients = Annotated[bool, typer.Option("--no-clients", help="it is known that no program reads by the phase yet")]
+MigrationFormat = Annotated[
+    str | None,
+    typer.Option("--format", metavar="sql|supabase|alembic", help="write it as a migration file, and its reverse"),
+]
+Output = Annotated[Path | None, typer.Option("--output", metavar="FOLDER", help="where the files go; else here")]
+DownRevision = Annotated[
+    str | None, typer.Option("--down-revision", metavar="ID", help="with --format alembic: the revision before it")
+]
+Spool = Annotated[Path | None, typer.Option("--spool", metavar="FOLDER", help="where a store's file is kept meanwhile")]
 Execute = Annotated[bool, typer.Option("--execute", help="do it; without this flag it only shows what it would do")]
 
 app = typer.Typer(
@@ -46,14 +57,25 @@ def _main(
 
 
 @command(app, MOVE, *ENTRY, "accept")
-def init(run: Run, dry_run: DryRun = False) -> None:
+def init(
+    run: Run,
+    format_: MigrationFormat = None,
+    output: Output = None,
+    down_revision: DownRevision = None,
+    dry_run: DryRun = False,
+) -> None:
     """Make the control schema and begin the migration. Touches no table of the application.
 
     Writes cachemig.toml where there is none, so that later commands need no flags. Example:
     cachemig init --table therapy_sessions --column analytics_cache --key-column file_hash
     """
+    from cachemig.steps import files
     from cachemig.steps import init as step
 
+    if asked := files.wanted(format_, output, down_revision):
+        with run.target() as target:
+            run.show(files.write_init(run.settings, target, asked), finish.file_written)
+        return
     if dry_run:
         run.show(step.statements(run.settings), render.statements)
         return
@@ -108,6 +130,9 @@ def plan(
 def dual_write(
     run: Run,
     disable: Annotated[bool, typer.Option("--disable", help="switch it off again; always possible")] = False,
+    format_: MigrationFormat = None,
+    output: Output = None,
+    down_revision: DownRevision = None,
     dry_run: DryRun = False,
 ) -> None:
     """Switch capture on: from here on every committed write leaves a mark, and sync delivers it.
@@ -115,7 +140,14 @@ def dual_write(
     The application's writes wait for nothing but an insert in their own transaction. Example: cachemig dual-write
     """
     from cachemig.steps import dual_write as step
+    from cachemig.steps import files
 
+    if asked := files.wanted(format_, output, down_revision):
+        if disable:
+            raise ConfigError("the reverse that --format writes switches it off", hint="leave --disable out")
+        with run.target() as target:
+            run.show(files.write_dual_write(run.settings, target, asked), finish.file_written)
+        return
     if dry_run:
         run.show(step.statements(run.settings, enable=not disable), render.statements)
         return
@@ -349,9 +381,7 @@ def cutover(
         str | None, typer.Option(metavar="LIST", help="go up through these percentages, and back by itself")
     ] = None,
     hold: Annotated[str, typer.Option(metavar="DURATION", help="with --ramp: watch each of them so long")] = "10m",
-    no_clients: Annotated[
-        bool, typer.Option("--no-clients", help="it is known that no program reads by the phase yet")
-    ] = False,
+    no_clients: NoClients = False,
     dry_run: DryRun = False,
 ) -> None:
     """Have a part of the keys read from Redis; the rest, and every miss, come from the column as before.
@@ -380,17 +410,81 @@ def cutover(
 
 
 @command(app, CUT_OVER, "client_wait")
-def rollback(run: Run, dry_run: DryRun = False) -> None:
-    """Have every read come from the column again, at once. Nothing is lost, and Redis is kept equal.
+def rollback(
+    run: Run,
+    accept_left: Annotated[
+        int, typer.Option(min=0, metavar="N", help="from redis-only: give up so many values that no row can take")
+    ] = 0,
+    dry_run: DryRun = False,
+) -> None:
+    """Go one phase back, with nothing lost: reads come from the column again, and Redis is kept equal.
 
-    Waits until every application says so. Example: cachemig rollback
+    From redis-only the column first gets what Redis has newer. Waits until every application says so.
+    Example: cachemig rollback
     """
     from cachemig.steps import rollback as step
 
-    if dry_run:
-        run.show(step.preview(run.settings), render.previewed)
-        return
-    run.show(run.drive(lambda stop: step.rollback(run.settings, stop)), render.moved)
+    with run.target() as target:
+        if dry_run:
+            run.show(step.preview(run.settings, target), render.previewed)
+            return
+        moved = run.drive(lambda stop: step.rollback(run.settings, target, stop, accept_left=accept_left))
+    run.show(moved, render.moved)
+
+
+@command(app, FINISH, "soak_cutover", "verify_fresh", "client_wait", "lock_timeout", "recordings_location")
+def stop_writes(
+    run: Run,
+    guard: Annotated[
+        str,
+        typer.Option("--guard", metavar="forward|reject", help="a later write to the column: to Redis, or fails"),
+    ] = "forward",
+    accept_expiring: Annotated[
+        int, typer.Option(min=0, metavar="N", help="entries that expire and have no recording, accepted by number")
+    ] = 0,
+    no_clients: NoClients = False,
+    format_: MigrationFormat = None,
+    output: Output = None,
+    down_revision: DownRevision = None,
+    execute: Execute = False,
+) -> None:
+    """Freeze the column: writes go to Redis alone from here on. cachemig rollback takes it back, with nothing lost.
+
+    Shows its gates and its SQL; --execute does it. Example: cachemig stop-writes --execute
+    """
+    from cachemig.steps import files
+    from cachemig.steps import stop_writes as step
+
+    if guard not in step.GUARDS:
+        raise ConfigError("--guard is forward or reject", hint="cachemig stop-writes")
+    chosen = next(g for g in step.GUARDS if g == guard)
+    asked = files.wanted(format_, output, down_revision)
+    if asked and execute:
+        raise ConfigError("say --execute or --format", hint="cachemig stop-writes")
+    with run.target() as target:
+        if asked:
+            written = run.drive(
+                lambda stop, asked=asked: files.write_stop_writes(  # type: ignore[misc]  # cannot infer a default's type
+                    run.settings, target, stop, asked, chosen, no_clients=no_clients, accept_expiring=accept_expiring
+                )
+            )
+            run.show(written, finish.file_written)
+            return
+        if execute:
+            result = run.drive(
+                lambda stop: step.stop_writes(
+                    run.settings, target, stop, chosen, no_clients=no_clients, accept_expiring=accept_expiring
+                )
+            )
+            run.show(result, finish.stopped_writes)
+            return
+        shown = run.drive(
+            lambda stop: step.preview(
+                run.settings, target, stop, chosen, no_clients=no_clients, accept_expiring=accept_expiring
+            )
+        )
+    run.show(shown, finish.would_stop_writes)
+    run.exit_code = Exit.REFUSED if shown.refused else Exit.FINE
 
 
 @command(app, LOOK)
@@ -446,9 +540,7 @@ def archive(
     forget: Annotated[
         list[str] | None, typer.Option("--forget", metavar="KEY", help="take this key out of it; may be repeated")
     ] = None,
-    spool: Annotated[
-        Path | None, typer.Option("--spool", metavar="FOLDER", help="where a file for a store is made first")
-    ] = None,
+    spool: Spool = None,
 ) -> None:
     """Write the column to one file, read it back, and compare every row with the table. Changes no row.
 
@@ -457,9 +549,74 @@ def archive(
     from cachemig.steps import archive as step
 
     if forget:
-        run.show(run.drive(lambda stop: step.forget(run.settings, stop, to, forget, spool=spool)), render.forgotten)
+        run.show(run.drive(lambda stop: step.forget(run.settings, stop, to, forget, spool=spool)), finish.forgotten)
     else:
-        run.show(run.drive(lambda stop: step.archive(run.settings, stop, to, spool=spool)), render.archived)
+        run.show(run.drive(lambda stop: step.archive(run.settings, stop, to, spool=spool)), finish.archived)
+
+
+@command(app, FINISH, "soak_redis_only", "verify_fresh", "lock_timeout", name="drop-column")
+def drop_column(
+    run: Run,
+    with_columns: Annotated[
+        str | None, typer.Option("--with", metavar="LIST", help="related columns to drop along; no archive has them")
+    ] = None,
+    accept_mention: Annotated[
+        list[str] | None,
+        typer.Option("--accept-mention", metavar="NAME", help="its text names the column and means something else"),
+    ] = None,
+    no_clients: NoClients = False,
+    brownout: Annotated[
+        str | None, typer.Option("--brownout", metavar="DURATION", help="rehearse: rename the column so long, and back")
+    ] = None,
+    end_brownout: Annotated[bool, typer.Option("--end-brownout", help="rename the column back now")] = False,
+    format_: MigrationFormat = None,
+    output: Output = None,
+    down_revision: DownRevision = None,
+    confirm: Annotated[
+        str | None, typer.Option("--confirm", metavar="COLUMN", help="with --execute: the column's name once more")
+    ] = None,
+    execute: Execute = False,
+) -> None:
+    """Drop the column, where every gate is met. Without --execute: the SQL, what it would meet, and the gates.
+
+    The one step that no rollback takes back; cachemig restore does, from the archive. Example:
+    cachemig drop-column; then cachemig drop-column --execute --confirm analytics_cache
+    """
+    from cachemig.steps import drop_column as step
+    from cachemig.steps import files
+    from cachemig.steps.drop_column import brownout as rehearsal
+
+    others = tuple(filter(None, (with_columns or "").split(",")))
+    accepted = tuple(accept_mention or ())
+    asked = files.wanted(format_, output, down_revision)
+    if sum((execute, asked is not None, brownout is not None, end_brownout)) > 1:
+        raise ConfigError("say one of --execute, --format, --brownout, --end-brownout", hint="cachemig drop-column")
+    if confirm is not None and not execute:
+        raise ConfigError("--confirm is for --execute", hint="cachemig drop-column")
+    if end_brownout:
+        run.show({"ended": rehearsal.end(run.settings)}, finish.brownout_ended)
+    elif brownout is not None:
+        seconds = seconds_of("--brownout", brownout)
+        result = run.drive(lambda stop: rehearsal.brownout(run.settings, stop, seconds=seconds))
+        run.show(result, finish.browned)
+        run.exit_code = Exit.FINE if result.quiet else Exit.REFUSED
+    elif asked:
+        written = files.write_drop(run.settings, asked, with_columns=others, accept=accepted, no_clients=no_clients)
+        run.show(written, finish.file_written)
+    elif execute:
+        confirmed(run.settings.column, confirm)
+        with run.target() as target:
+            dropped = run.drive(
+                lambda stop: step.execute(
+                    run.settings, target, stop, with_columns=others, accept=accepted, no_clients=no_clients
+                )
+            )
+        run.show(dropped, finish.dropped)
+    else:
+        with run.target() as target:
+            shown = step.outlook(run.settings, target, with_columns=others, accept=accepted, no_clients=no_clients)
+        run.show(shown, finish.would_drop)
+        run.exit_code = Exit.REFUSED if shown.refused else Exit.FINE
 
 
 @command(app, FINISH, "lock_timeout")
@@ -477,10 +634,47 @@ def reclaim(
     if method not in step.METHODS:
         raise ConfigError(f"--method is one of {', '.join(step.METHODS)}", hint="cachemig reclaim")
     if not execute:
-        run.show(step.outlook(run.settings), render.reclaimable)
+        run.show(step.outlook(run.settings), finish.reclaimable)
         return
     chosen = next(m for m in step.METHODS if m == method)
-    run.show(run.drive(lambda stop: step.reclaim(run.settings, stop, method=chosen)), render.reclaimed)
+    run.show(run.drive(lambda stop: step.reclaim(run.settings, stop, method=chosen)), finish.reclaimed)
+
+
+@command(app, AFTER, "lock_timeout", "retry_for")
+def restore(
+    run: Run,
+    from_: Annotated[
+        str, typer.Option("--from", metavar="PLACE", help="the archive: a file, or a URL that fsspec knows")
+    ],
+    without_redis: Annotated[
+        bool, typer.Option("--without-redis", help="do not ask Redis for what it has newer")
+    ] = False,
+    spool: Spool = None,
+    execute: Execute = False,
+) -> None:
+    """Bring the dropped column back from its archive, and what Redis has newer from there; every row is compared.
+
+    Shows what it would do; --execute does it, and killed at any point goes on. Example:
+    cachemig restore --from backup/analytics_cache.zst --execute
+    """
+    from cachemig.steps import restore as step
+
+    if not execute:
+        run.show(run.drive(lambda stop: step.preview(run.settings, stop, from_, spool=spool)), finish.would_restore)
+        return
+    with run.target() as target:
+        result = run.drive(
+            lambda stop: step.restore(
+                run.settings,
+                None if without_redis else target,
+                stop,
+                from_,
+                spool=spool,
+                settle=step.ladder_back(run.settings),
+            )
+        )
+    run.show(result, finish.restored)
+    run.exit_code = Exit.FINE if result.finished else Exit.REFUSED
 
 
 @command(app, AFTER)

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 ALWAYS = ("dsn", "redis_url", "table", "column", "key_column")
 """Settings shown in the help of every command; each command names what else matters to it. All are accepted."""
+OFFLINE = ("doctor", "recompute")
+"""Commands that can be of use without Postgres. All others first end a brownout that is overdue."""
 
 
 class Run:
@@ -109,6 +111,8 @@ def command(
             with _boundary(as_json=as_json):
                 settings = config.load(flags, os.environ, config_file)
                 run = Run(settings, as_json=as_json, name=command_name)
+                if command_name not in OFFLINE:
+                    _end_brownout(run)
                 body(run, **given)
                 if run.exit_code:
                     raise typer.Exit(run.exit_code)
@@ -131,6 +135,50 @@ def command(
         return body
 
     return register
+
+
+def _end_brownout(run: Run) -> None:
+    """Renames back a column that a killed brownout has left hidden beyond its time. Costs one connection. Whatever is
+    wrong with Postgres the command itself will say."""
+    from cachemig.steps.drop_column import brownout
+
+    try:
+        column = brownout.end_overdue(run.settings)
+    except errors.LockNotGranted as exc:
+        run.screen.say(f"a brownout is over, and its column could not be renamed back yet: {exc}")
+    except (errors.SourceError, errors.ConfigError):
+        return
+    else:
+        if column is not None:
+            run.screen.say(f"a brownout was over: {column} has its name again")
+
+
+def confirmed(column: str, given: str | None) -> None:
+    """Has the column's name typed, where --confirm does not give it.
+
+    Raises ConfigError where it is another one, or where nobody can be asked.
+    """
+    if given is None:
+        if not sys.stdin.isatty():
+            raise errors.ConfigError(
+                "nobody can be asked here: --execute wants --confirm", hint=f"add --confirm {column}, if it is meant"
+            )
+        given = typer.prompt(f"Type the column's name to drop it ({column})", err=True)
+    if given != column:
+        raise errors.ConfigError(
+            f"{given!r} is not the column that would be dropped: nothing is changed", hint=f"it is {column!r}"
+        )
+
+
+def seconds_of(flag: str, text: str) -> float:
+    """A duration given to a flag. Raises ConfigError where it is none, or no time at all."""
+    try:
+        seconds = config.duration(text)
+    except ValueError as exc:
+        raise errors.ConfigError(f"{flag}: {exc}", hint=f"{flag} 10m") from exc
+    if seconds <= 0:
+        raise errors.ConfigError(f"{flag} wants more than {text}", hint=f"{flag} 10m")
+    return seconds
 
 
 SETTINGS = "Settings (also CACHEMIG_* and cachemig.toml)"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from cachemig.cli.screen import Screen, in_bytes, in_time
 
 if TYPE_CHECKING:
-    from cachemig.steps.archive import Archived, Forgotten
     from cachemig.steps.backfill import Backfilled, Outlook
     from cachemig.steps.clean import Rubbish
     from cachemig.steps.compare import Compared, Deviation
@@ -17,12 +16,11 @@ if TYPE_CHECKING:
     from cachemig.steps.delivery import Tally
     from cachemig.steps.doctor import Finding
     from cachemig.steps.dual_write import Switched
+    from cachemig.steps.gates import Measured as Gate
     from cachemig.steps.init import Initialised
     from cachemig.steps.measure import Measured
     from cachemig.steps.orders import Given
     from cachemig.steps.plan import Plan
-    from cachemig.steps.reclaim import Outlook as ReclaimOutlook
-    from cachemig.steps.reclaim import Reclaimed
     from cachemig.steps.recompute import OfFile, Recomputed, Undone
     from cachemig.steps.residue import Residue
     from cachemig.steps.resync import Resynced
@@ -206,43 +204,6 @@ def plotted(screen: Screen, path: Path) -> None:
     screen.line(f"drawn: {path}")
 
 
-def archived(screen: Screen, result: Archived) -> None:
-    done = "compared again" if result.only_checked else "written, read back and compared"
-    screen.line(
-        f"{result.location} is {done}: {result.rows:,} rows, {in_bytes(result.bytes)} as {in_bytes(result.file_bytes)} "
-        f"in {in_time(result.seconds)}"
-    )
-    screen.line(f"sha256 {result.sha256}")
-    if result.began_anew:
-        screen.line(f"begun anew: {result.began_anew}")
-    if not result.frozen:
-        screen.line("the column is still written to: this is what it held just now")
-
-
-def forgotten(screen: Screen, result: Forgotten) -> None:
-    screen.line(f"{result.rows:,} rows of {result.keys:,} keys are no longer in {result.location}")
-    screen.line(f"sha256 {result.sha256}")
-
-
-def reclaimable(screen: Screen, result: ReclaimOutlook) -> None:
-    s = result.before
-    sizes = {"heap": s.heap, "large values": s.toast, "indexes": s.indexes, "the whole database": s.database}
-    screen.table((result.table, "bytes"), [(name, in_bytes(size)) for name, size in sizes.items()])
-    screen.line(f"without what was dropped it would need about {in_bytes(result.kept_bytes)}")
-    for choice in result.choices:
-        available = "" if choice.available else " (not at hand)"
-        screen.line(f"{choice.method}{available}: {choice.what}; {choice.locks}; about {in_time(choice.seconds)}")
-    if result.column_is_there:
-        screen.line("the column is still there: nothing is to be gained yet")
-
-
-def reclaimed(screen: Screen, result: Reclaimed) -> None:
-    screen.line(
-        f"{result.table}: {in_bytes(result.before.table)} before, {in_bytes(result.after.table)} after, in "
-        f"{in_time(result.seconds)}; the database has {in_bytes(result.after.database)}"
-    )
-
-
 def residue(screen: Screen, result: Residue) -> None:
     for mention in (*result.database, *result.code):
         where = f"{mention.name}:{mention.line}" if mention.line else mention.name
@@ -309,12 +270,12 @@ def resynced(screen: Screen, result: Resynced) -> None:
 
 
 def verified(screen: Screen, result: Verified) -> None:
-    from cachemig.entries.verdicts import TABLE, Counts, Verdict
+    from cachemig.entries.verdicts import TABLE, Counts, Verdict, counts_as
 
     rows, styles = [], []
     for verdict in Verdict:
         if count := result.counts[verdict]:
-            counts = TABLE[verdict].counts
+            counts = counts_as(verdict, frozen=result.frozen)
             is_accepted = counts is Counts.BAD_UNLESS_ACCEPTED and result.outcome.accepted > 0
             rows.append((verdict.value, count, "accepted" if is_accepted else counts.value, TABLE[verdict].text))
             styles.append({"good": "green", "bad": "red"}.get(counts.value, None if is_accepted else "yellow"))
@@ -349,7 +310,18 @@ def verified(screen: Screen, result: Verified) -> None:
 def _after_failure(screen: Screen, result: Verified) -> None:
     from cachemig.entries.verdicts import REPAIRABLE, Verdict
 
-    if any(result.counts[verdict] for verdict in REPAIRABLE):
+    if result.phase == "dropped":
+        screen.next(
+            "nothing is delivered any more: what is missing is computed again when it is read; what is corrupt the "
+            "application is to write again. cachemig restore brings the column back from its archive"
+        )
+    elif any(result.counts[verdict] for verdict in REPAIRABLE) and result.frozen:
+        screen.next(
+            "cachemig verify --repair, then cachemig sync --once: they put back what the frozen column holds, which "
+            "may be older than what Redis has lost. What is missing may be left, too: it is computed again when it is "
+            "read. What was written to Redis alone and is corrupt the application is to write again"
+        )
+    elif any(result.counts[verdict] for verdict in REPAIRABLE):
         screen.next("cachemig verify --repair, then cachemig sync --once")
     elif aside := result.counts[Verdict.SET_ASIDE]:
         screen.next(f"look at the rows above; if they may be left behind: cachemig verify --accept-set-aside {aside}")
@@ -374,12 +346,18 @@ def previewed(screen: Screen, result: Preview) -> None:
         screen.line("then, each held and watched: " + ", ".join(f"{p:g} %" for p in result.then))
     if result.clients:
         screen.line(f"would wait for {len(result.clients):,} clients: {', '.join(result.clients)}")
-    if result.gates:
+    if result.copies is not None:
+        screen.line(f"{result.copies:,} keys were written to Redis alone: those that differ go into the column first")
+    screen.next(_gates(screen, result.gates) or result.command)
+
+
+def _gates(screen: Screen, gates: Sequence[Gate]) -> str | None:
+    """Shows them; the command that satisfies the first one that is not met."""
+    if gates:
         screen.line()
-        rows = [("met" if g.met else "NOT MET", g.gate, g.figure) for g in result.gates]
-        screen.table(("", "gate", ""), rows, styles=["green" if g.met else "red" for g in result.gates])
-    unmet = [gate for gate in result.gates if not gate.met]
-    screen.next(unmet[0].command if unmet else result.command)
+        rows = [("met" if g.met else "NOT MET", g.gate, g.figure) for g in gates]
+        screen.table(("", "gate", ""), rows, styles=["green" if g.met else "red" for g in gates])
+    return next((gate.command for gate in gates if not gate.met), None)
 
 
 def moved(screen: Screen, result: Moved) -> None:
@@ -391,6 +369,14 @@ def moved(screen: Screen, result: Moved) -> None:
         )
     elif result.phase != "idle":
         screen.line("no client is registered: nobody is known to read by the phase")
+    if copied := result.copied:
+        screen.line(
+            f"{copied.keys:,} keys were written in Redis alone: {copied.written:,} rows were written, "
+            f"{copied.emptied:,} emptied, the others were equal; {copied.late:,} late writes stay as they are"
+        )
+        screen.line(f"writes failed for {copied.writes_refused_s:.1f} s meanwhile, reads did not")
+        if copied.left:
+            screen.line(f"{len(copied.left):,} values had no place in the table, and were given up as accepted")
     screen.next("cachemig status" if result.percent else "cachemig status; cachemig cutover --percent 1 goes up again")
 
 
@@ -447,6 +433,40 @@ def _reported(result: Status) -> list[tuple[str, str]]:
     return rows
 
 
+def _since_frozen(result: Status) -> list[tuple[str, str]]:
+    """What counts where the column is frozen or gone, and before it may be."""
+    rows = []
+    if not result.column_is_there:
+        rows.append(("column", "not there: dropped, or hidden by a brownout"))
+    if result.phase == "redis-only":
+        guards = {
+            "forward": "on: a write to the column is brought to Redis",
+            "reject": "on: a write to the column fails",
+            None: "MISSING: a write to the column goes unnoticed",
+        }
+        rows.append(("guard", guards[result.guard]))
+    elif result.guard:
+        rows.append(("guard", f"still on the table ({result.guard})"))
+    if result.fenced:
+        rows.append(("FENCED", "a rollback was begun and has not ended: writes to Redis alone are refused"))
+    if late := result.late:
+        waiting = f"{late.waiting:,} wait" + (f", the oldest for {in_time(late.oldest_s)}" if late.oldest_s else "")
+        last = f", the last one {in_time(late.last_write_s)} ago" if late.last_write_s is not None else ""
+        rows.append(("late writes", f"{late.writes:,}{last}; {waiting}; {late.deletes:,} removed rows forwarded"))
+        rows += [("", f"{count:,} by {who}, last at {at.isoformat()[:19]}") for who, count, at in late.writers]
+        if late.failed:
+            rows.append(
+                ("FAILED", f"{late.failed:,} late writes are corrupt or were refused: the column alone has them")
+            )
+    if soak := result.soak:
+        rest = f"over in {in_time(soak.rest_s)}" if soak.rest_s else "over"
+        rows.append(("soak", f"{in_time(soak.held_s)} of {in_time(soak.wanted_s)}: {rest}"))
+    if result.archive and result.phase in ("redis-only", "dropped"):
+        at, place = result.archive.checked_at.isoformat()[:19], result.archive.location
+        rows.append(("archive", f"{place}, {result.archive.rows:,} rows, compared at {at}"))
+    return rows
+
+
 def status(screen: Screen, result: Status) -> None:
     oldest = f", the oldest {in_time(result.backlog.oldest_s)} old" if result.backlog.oldest_s is not None else ""
     more = "+" if result.backlog.changes >= 100_000 else ""
@@ -456,6 +476,7 @@ def status(screen: Screen, result: Status) -> None:
         ("phase", f"{at}, epoch {result.epoch}, since {result.since[:19]} by {result.by}"),
         ("capture", "on" if result.capture else "off"),
         ("backlog", f"{result.backlog.changes:,}{more} changes{oldest}"),
+        *_since_frozen(result),
     ]
     if result.orders.paused_by:
         rows.append(("PAUSED", f"by {result.orders.paused_by}; cachemig resume goes on"))

@@ -1,4 +1,4 @@
-"""The demo's frontend: looks sessions up through CacheService, all the time, as an application would."""
+"""The demo's frontend: looks sessions up, and stores some anew, through CacheService, as an application would."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _KEYS = "SELECT DISTINCT file_hash FROM public.therapy_sessions WHERE file_hash 
 
 @dataclass
 class Reads:
-    """What the frontend has read."""
+    """What the frontend has read, and how often it stored what it read."""
 
     sources: Counter[str] = field(default_factory=Counter)
+    puts: int = 0
     failed: int = 0
     milliseconds: list[float] = field(default_factory=list)
 
@@ -32,10 +33,12 @@ class Reads:
 
 
 class Frontend:
-    """Reads random keys about `rate_per_s` times a second from `with` to its end. An error counts in `reads.failed`."""
+    """Reads random keys about `rate_per_s` times a second from `with` to its end, and with `writes` stores one in
+    twenty anew. An error counts in `reads.failed`."""
 
-    def __init__(self, dsn: str, redis_url: str, *, seed: int, rate_per_s: float) -> None:
+    def __init__(self, dsn: str, redis_url: str, *, seed: int, rate_per_s: float, writes: bool = False) -> None:
         self.reads = Reads()
+        self._writes = writes
         self._chance = random.Random(seed)
         self._pause_s = 1 / rate_per_s
         self._done = threading.Event()
@@ -61,7 +64,10 @@ class Frontend:
         while not self._done.wait(self._pause_s):
             began = time.perf_counter()
             try:
-                entry = self._cache.get_entry(self._chance.choice(self._keys))
+                entry = self._cache.get_entry(key := self._chance.choice(self._keys))
+                if self._writes and entry.found and self._chance.random() < 0.05:
+                    self._cache.put(key, entry.value)
+                    self.reads.puts += 1
             except Exception:  # noqa: BLE001  # counted: the demo claims that there is none
                 self.reads.failed += 1
                 continue

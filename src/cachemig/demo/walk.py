@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -24,6 +25,11 @@ from cachemig.demo.uploads import Uploads, plant
 from cachemig.errors import Exit
 
 _TRAFFIC_PER_S = 40.0
+_ARCHIVE = "analytics_cache.zst"
+_OLD_JOB = """
+    UPDATE therapy_sessions SET analytics_cache = jsonb_set(analytics_cache, '{cached_at}', '"2026-01-02T03:04:05"')
+    WHERE id = (SELECT id FROM therapy_sessions WHERE analytics_cache ? 'cached_at' ORDER BY id LIMIT 1)
+"""
 
 
 class _Unexpected(Exception):
@@ -34,7 +40,7 @@ class _Unexpected(Exception):
 
 
 def run_demo(*, rows: int, seed: int, keep: bool) -> int:
-    """Walks from init to verify while a simulated application writes. Returns 0 when the proof holds, else the exit
+    """Walks from init to the drop of the column and back, under traffic. Returns 0 when the proof holds, else the exit
     code of the command that ended otherwise than it should. Leaves nothing behind, unless `keep`."""
     began = time.monotonic()
     if note := what_root_does():
@@ -60,6 +66,8 @@ def run_demo(*, rows: int, seed: int, keep: bool) -> int:
                 "CACHEMIG_REDIS_URL": redis.url,
                 "CACHEMIG_RECORDINGS_LOCATION": location,
                 "CACHEMIG_SHADOW_READS": "100",  # 1,000 elsewhere
+                "CACHEMIG_SOAK_CUTOVER": "2s",  # a day elsewhere
+                "CACHEMIG_SOAK_REDIS_ONLY": "2s",  # a week elsewhere
             },
         )
         try:
@@ -131,6 +139,7 @@ class _Walk:
                 str(beyond_repair),
                 why="And once more, now that nothing changes.",
             )
+            self.column_goes(seed, beyond_repair)
         return counts, reads
 
     def reads_move(self, seed: int) -> Reads:
@@ -149,6 +158,68 @@ class _Walk:
             self.run("status", why="Every read comes from Redis now.")
             self.run("rollback", why="And back: the next read comes from the column again.")
         return frontend.reads
+
+    def column_goes(self, seed: int, set_aside: int) -> None:
+        """Up again, and over the step that cannot be taken back; and it is taken back all the same."""
+        say("\nThe last part: the column goes. The frontend reads again, and now it writes through CacheService too.")
+        dsn, redis_url = self.environment["CACHEMIG_DSN"], self.environment["CACHEMIG_REDIS_URL"]
+        accepted = ("--accept-set-aside", str(set_aside))
+        with (
+            self.background("sync", "--follow", why="Deliver the marks again; it ends when the column does."),
+            Frontend(dsn, redis_url, seed=seed + 1, rate_per_s=100, writes=True) as frontend,
+        ):
+            self.run("cutover", "--percent", "100", why="All reads come from Redis.")
+            self.wait(2, "The soak: a day elsewhere, 2 s here.")
+            self.run(
+                "stop-writes",
+                expected=Exit.REFUSED,
+                why="What would freeze the column? It says no: in Redis entries expire, and few have a recording.",
+            )
+            self.run(
+                "stop-writes",
+                "--accept-expiring",
+                str(self.expiring()),
+                "--execute",
+                why="Accept that by number. From here on writes go to Redis alone.",
+            )
+            self.old_job()
+            self.run(
+                "status", why="A job that everybody forgot has written the column: named here, and in Redis by now."
+            )
+            self.run("archive", "--to", _ARCHIVE, why="The column, to a file, read back and compared.")
+            self.wait(2, "The soak: a week without a late write elsewhere, 2 s here.")
+            self.run("verify", *accepted, why="The last proof before the drop; what was written since is newer.")
+            self.run("drop-column", why="What would go, and what with it? Nothing is changed yet.")
+            self.run("drop-column", "--execute", "--confirm", "analytics_cache", why="Drop it.")
+            self.run("reclaim", "--method", "vacuum-full", "--execute", why="The drop freed nothing. This does.")
+            self.run("verify", *accepted, why="The column is gone, and the ledger still proves what is in Redis.")
+            self.run(
+                "restore", "--from", _ARCHIVE, "--execute", why="And back: from the archive, and newer from Redis."
+            )
+            self.run("verify", *accepted, why="Equal again.")
+        reads = frontend.reads
+        told = f"\nMeanwhile the frontend made {reads.sources.total():,} reads and {reads.puts:,} writes; "
+        say(f"{told}{reads.failed or 'none'} failed.")
+
+    def expiring(self) -> int:
+        """How many entries stop-writes would have accepted: its own document says so."""
+        shown = subprocess.run(
+            self._command(("stop-writes", "--json")),
+            cwd=self.directory,
+            env=self._environment(),
+            capture_output=True,
+            check=False,
+        )
+        (gate,) = (gate for gate in json.loads(shown.stdout)["gates"] if gate["gate"] == "expiring")
+        return int(gate["figure"].split()[0].replace(",", ""))
+
+    def old_job(self) -> None:
+        with psycopg.connect(self.environment["CACHEMIG_DSN"], application_name="nightly-job", autocommit=True) as conn:
+            conn.execute(_OLD_JOB)
+
+    def wait(self, seconds: float, why: str) -> None:
+        say(f"\n# {why}")
+        time.sleep(seconds)
 
     def run(self, *arguments: str, why: str, expected: int = Exit.FINE) -> None:
         self._print(arguments, why)

@@ -48,6 +48,20 @@ def same_json(left: Buffer, right: Buffer) -> bool:
         return False
 
 
+def is_json(text: Buffer) -> bool:
+    """It is one JSON value, which some reader can take: 1e400 and half a surrogate pair are, NaN is not."""
+    import orjson  # loaded only where a value is parsed
+
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        try:
+            json.loads(bytes(text).decode("utf-8"), parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            return False
+    return True
+
+
 def _equal(left: Any, right: Any) -> bool:
     if type(left) is not type(right):
         return False

@@ -41,7 +41,7 @@ class Meaning:
 TABLE: dict[Verdict, Meaning] = {
     Verdict.MATCH: Meaning("same bytes as the column's text", Counts.GOOD),
     Verdict.EQUIVALENT: Meaning("other bytes, equal JSON", Counts.GOOD),
-    Verdict.NEWER: Meaning("written after the column was frozen", Counts.BAD),  # good from redis-only on
+    Verdict.NEWER: Meaning("written or removed in Redis alone, after the column was frozen", Counts.BAD),  # counts_as()
     Verdict.EXPIRED: Meaning("not in Redis, and past its time", Counts.GOOD),
     Verdict.SKIPPED: Meaning("NULL or empty in the table, nothing in Redis", Counts.GOOD),
     Verdict.PENDING: Meaning("a change is still on its way", Counts.NEITHER),
@@ -77,12 +77,19 @@ class Outcome:
         return self.bad == 0
 
 
-def outcome(counts: dict[Verdict, int], *, accept_set_aside: int = 0, ignore_orphans: bool = False) -> Outcome:
+def counts_as(verdict: Verdict, *, frozen: bool) -> Counts:
+    """What the verdict counts as. `frozen`: in a phase from redis-only on, where Redis alone is written."""
+    return Counts.GOOD if frozen and verdict is Verdict.NEWER else TABLE[verdict].counts
+
+
+def outcome(
+    counts: dict[Verdict, int], *, accept_set_aside: int = 0, ignore_orphans: bool = False, frozen: bool = False
+) -> Outcome:
     """Adds verdicts up. Set-aside rows are accepted only when there are at most as many as were accepted by number:
-    one more than the reviewer has seen is news, and makes all of them bad."""
+    one more than the reviewer has seen is news, and makes all of them bad. `frozen` as in counts_as."""
     good = bad = accepted = pending = 0
     for verdict, count in counts.items():
-        match TABLE[verdict].counts:
+        match counts_as(verdict, frozen=frozen):
             case Counts.GOOD:
                 good += count
             case Counts.NEITHER:

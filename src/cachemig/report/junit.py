@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from cachemig.entries.verdicts import TABLE, Counts, Verdict
+from cachemig.entries.verdicts import TABLE, Counts, Verdict, counts_as
 from cachemig.steps.verify import Verified
 
 
@@ -27,9 +27,10 @@ def write_junit(path: Path, result: Verified) -> None:
 
 
 def _is_bad(result: Verified, verdict: Verdict) -> bool:
-    if not result.counts[verdict] or TABLE[verdict].counts in (Counts.GOOD, Counts.NEITHER):
+    counts = counts_as(verdict, frozen=result.frozen)
+    if not result.counts[verdict] or counts in (Counts.GOOD, Counts.NEITHER):
         return False
-    if TABLE[verdict].counts is Counts.BAD:
+    if counts is Counts.BAD:
         return True
     if verdict is Verdict.ORPHAN:
         return not result.ignore_orphans

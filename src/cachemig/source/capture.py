@@ -59,8 +59,8 @@ def statements(table: Table, mode: str, *, replace: bool) -> list[sql.Composed]:
 def _watching(
     names: tuple[str, str], table: Table, mode: str, watched: Sequence[str], parts: dict[str, sql.Composable]
 ) -> sql.Composed:
-    """The triggers that fire where a row comes, goes, or is changed in one of these columns. `names`: of the statements,
-    by the mode."""
+    """The triggers that fire where a row comes, goes, or is changed in one of these columns. `names`: of the
+    statements, by the mode."""
     if mode == "columns":
         columns = sql.SQL(", ").join(map(sql.Identifier, watched))
         return queries.query("capture", names[0], columns=columns, **parts)

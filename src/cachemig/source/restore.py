@@ -57,10 +57,10 @@ def found(conn: Connection, head: Head) -> Place:
     return Place(bool(row[1]), row[2])
 
 
-def columns(conn: Connection, head: Head) -> set[str]:
-    """The table's columns."""
+def columns(conn: Connection, table: str) -> set[str]:
+    """The columns of a table, named as an archive names it."""
     with source_errors():
-        rows = conn.execute(queries.text("restore", "columns"), {"table": head.table}).fetchall()
+        rows = conn.execute(queries.text("restore", "columns"), {"table": table}).fetchall()
     return {str(row[0]) for row in rows}
 
 

@@ -5,11 +5,15 @@ Memory is bounded by one row: libpq hands out each row in a buffer of its own, a
 
 from __future__ import annotations
 
+import secrets
 import struct
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
+import psycopg
+import psycopg.errors
 from psycopg import sql
 
 from cachemig.config import Settings
@@ -24,6 +28,7 @@ _COUNT = struct.Struct("!h")
 _LENGTH = struct.Struct("!i")
 _BIGINT = struct.Struct("!q")
 _DOUBLE = struct.Struct("!d")
+_PAGE = 5_000
 
 Field = memoryview | None
 
@@ -43,6 +48,20 @@ class Known:
     error: str | None
     bytes: int | None
     """Of the text."""
+    late_s: float | None = None
+    """Age of the oldest write of the key to the frozen column that is not delivered; None for none."""
+    by_ledger: bool = False
+    """The column is dropped: the ledger alone says what is to be there, and `entry.text` is None throughout."""
+
+    @property
+    def holds(self) -> bool:
+        """There is, or was when the column was dropped, a value for the key."""
+        return self.state not in (None, "removed") if self.by_ledger else self.entry.text is not None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the text, as far as it is known."""
+        return len(self.entry.text) if self.entry.text is not None else self.bytes or 0
 
 
 def copy_rows(conn: Connection, query: sql.Composed) -> Generator[list[Field], None, None]:
@@ -111,6 +130,54 @@ def read_keys_known(conn: Connection, table: Table, keys: Sequence[str]) -> Gene
     yield from map(partial(_known, table.settings), copy_rows(conn, query))
 
 
+def read_ledger_known(
+    conn: Connection, settings: Settings, lower: bytes | None, upper: bytes | None
+) -> Generator[Known, None, None]:
+    """What the ledger says of the keys in a range of ids."""
+    bounds = [
+        sql.SQL("e.key_id {} {}").format(sql.SQL(operator), sql.Literal(bound))
+        for operator, bound in ((">=", lower), ("<", upper))
+        if bound is not None
+    ]
+    within = sql.SQL(" AND ").join(bounds) if bounds else sql.SQL("true")
+    query = queries.query("scan", "read_ledger", more=queries.fragment("scan", "ledger_more"), range=within)
+    yield from map(partial(_known, settings, by_ledger=True), copy_rows(conn, query))
+
+
+def read_ledger_keys_known(conn: Connection, settings: Settings, keys: Sequence[str]) -> Generator[Known, None, None]:
+    """What the ledger says of each of the keys; state None where it does not know it."""
+    query = queries.query("scan", "read_ledger_keys", **_joined("keys"), keys=sql.Literal(list(keys)))
+    yield from map(partial(_known, settings, by_ledger=True), copy_rows(conn, query))
+
+
+def ledger_pages(conn: Connection) -> list[tuple[bytes | None, bytes | None]]:
+    """Ranges of ids, together the whole ledger, of about _PAGE rows each: ids are hashes, so they lie evenly."""
+    with source_errors():
+        row = conn.execute(queries.text("scan", "ledger_size")).fetchone()
+    number = max(1, -(-int(row[0]) // _PAGE)) if row else 1
+    bounds = [None, *((n * 2**64 // number).to_bytes(8) for n in range(1, number)), None]
+    return list(pairwise(bounds))
+
+
+def sampled_ledger(conn: Connection, size: int) -> list[str]:
+    """At most so many keys at random of which the ledger says that something is to be there."""
+    with transaction(conn, read_only=True):
+        place = secrets.token_bytes(32)
+        rows = conn.execute(queries.text("scan", "sample_ledger"), {"place": place, "limit": size}).fetchall()
+    return [str(row[0]) for row in rows]
+
+
+def digest_as_jsonb(conn: Connection, text: Buffer) -> bytes | None:
+    """The digest that a jsonb column with this value would have; None for what is no jsonb. In a transaction."""
+    try:
+        with conn.transaction():
+            value = bytes(text).decode()
+            row = conn.execute(queries.text("scan", "digest_as_jsonb"), {"text": value}).fetchone()
+    except (UnicodeDecodeError, psycopg.DataError, psycopg.errors.StatementTooComplex):
+        return None
+    return bytes(row[0]) if row else None
+
+
 def sampled_keys(conn: Connection, table: Table, size: int) -> list[str]:
     """At most so many keys that hold a value, at random. Each row by itself, so that it is not a sample of pages."""
     percent = 100.0 if table.tuples < 10 * size else min(100.0, 300.0 * size / table.tuples)
@@ -125,11 +192,13 @@ def _plain(table: Table) -> dict[str, sql.Composable]:
 
 
 def _with_ledger(table: Table, of: str) -> dict[str, sql.Composable]:
-    key = sql.Identifier(table.settings.key_column)
+    return {**_plain(table), **_joined(of, key=sql.Identifier(table.settings.key_column))}
+
+
+def _joined(of: str, **parts: sql.Composable) -> dict[str, sql.Composable]:
     return {
-        **_plain(table),
         "more": queries.fragment("scan", "ledger_more"),
-        "ledger_join": queries.fragment("scan", f"ledger_join_{of}", key=key),
+        "ledger_join": queries.fragment("scan", f"ledger_join_{of}", **parts),
     }
 
 
@@ -146,19 +215,25 @@ def _entry(settings: Settings, row: list[Field]) -> Entry:
     return Entry(name, text, _integer(version), expires_at_ms)
 
 
-def _known(settings: Settings, row: list[Field]) -> Known:
-    pending_s, state, version, expires_at_ms, sha256, error, nbytes = row[4:]
+def _known(settings: Settings, row: list[Field], *, by_ledger: bool = False) -> Known:
+    pending_s, state, version, expires_at_ms, sha256, error, nbytes, late_s = row[4:]
     return Known(
         _entry(settings, row),
-        None if pending_s is None else float(_DOUBLE.unpack(pending_s)[0]),
+        _double(pending_s),
         None if state is None else str(state, "utf-8"),
         None if version is None else _integer(version),
         None if expires_at_ms is None else _integer(expires_at_ms),
         None if sha256 is None else bytes(sha256),
         None if error is None else str(error, "utf-8"),
         None if nbytes is None else _integer(nbytes),
+        _double(late_s),
+        by_ledger,
     )
 
 
 def _integer(field: Buffer) -> int:
     return int(_BIGINT.unpack(field)[0])
+
+
+def _double(field: Field) -> float | None:
+    return None if field is None else float(_DOUBLE.unpack(field)[0])

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from psycopg import sql
 from psycopg.rows import dict_row
 
 from cachemig.config import Settings
-from cachemig.errors import TableUnfit
-from cachemig.source import queries
+from cachemig.errors import Refused, SourceError, TableUnfit
+from cachemig.ladder import Phase
+from cachemig.source import control, queries
 from cachemig.source.connect import Connection, source_errors
 
 CHECK = "correct it in cachemig.toml or by flag; cachemig doctor --show-config tells where a value comes from"
+HIDDEN = "__cachemig_brownout"
+"""What the column's name ends in during a brownout (steps/drop_column/brownout.py)."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,13 @@ class Table:
         return sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("true")
 
 
-def inspect(conn: Connection, settings: Settings) -> Table:
+def inspect(conn: Connection, settings: Settings, *, column_may_be_gone: bool = False) -> Table:
     """The table of the settings. Raises TableUnfit where table, column, key or another named column is not there or
-    not of a type that can be migrated."""
+    not of a type that can be migrated; Refused where the column was dropped by this migration, or is hidden for a
+    while.
+
+    `column_may_be_gone`: no column is looked at; the table is then good for its facts alone, not for its fragments.
+    """
     with source_errors(), conn.cursor(row_factory=dict_row) as cur:
         oid = conn.execute(queries.text("catalog", "table_oid"), {"table": _quoted(settings.table)}).fetchone()
         if oid is None or oid[0] is None:
@@ -164,7 +172,10 @@ def inspect(conn: Connection, settings: Settings) -> Table:
     if facts["kind"] not in ("r", "p"):
         raise TableUnfit(f"{settings.table!r} is not a table but a view or another relation", hint=CHECK)
     types = {str(name): str(type_) for name, type_, _ in columns}
-    _check_columns(settings, types)
+    if not column_may_be_gone:
+        if settings.column not in types:
+            _refuse_gone(conn, settings, types)
+        _check_columns(settings, types)
     return Table(
         oid=int(oid[0]),
         columns=types,
@@ -180,6 +191,26 @@ def size(conn: Connection, table: Table) -> int:
     with source_errors():
         row = conn.execute(queries.text("catalog", "table_size"), {"oid": table.oid}).fetchone()
     return int(row[0]) if row else 0
+
+
+def _refuse_gone(conn: Connection, settings: Settings, columns: dict[str, str]) -> None:
+    """Raises Refused where it is known why the column is not there."""
+    if any(name.endswith(HIDDEN) and settings.column.startswith(name.removesuffix(HIDDEN)) for name in columns):
+        raise Refused(
+            f"{settings.column} of {settings.table} is hidden by a brownout", hint="cachemig drop-column --end-brownout"
+        )
+    migration = None
+    with suppress(SourceError):  # this role may not see the control schema
+        migration = control.find(conn)
+    if (
+        migration is not None
+        and migration.phase is Phase.DROPPED
+        and all(migration.settings.get(name) == getattr(settings, name) for name in ("table", "column"))
+    ):
+        raise Refused(
+            f"{settings.column} of {settings.table} was dropped by this migration: Redis alone has its values",
+            hint="cachemig status says what is left to do; cachemig restore brings the column back from its archive",
+        )
 
 
 def _check_columns(settings: Settings, types: dict[str, str]) -> None:

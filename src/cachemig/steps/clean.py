@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from cachemig.config import Settings
 from cachemig.errors import Refused
+from cachemig.ladder import Phase
 from cachemig.progress import Progress
-from cachemig.source import capture, control, queries
-from cachemig.source.connect import connect, transaction
-from cachemig.source.table import inspect
+from cachemig.source import control, queries
+from cachemig.source.connect import Connection, connect, source_errors, transaction
 from cachemig.steps import clients
 from cachemig.targets.keys import TEMPORARY, VERSION, KeyTemplate, escape, owner_of, owner_of_temporary
 from cachemig.targets.redis import RedisTarget
@@ -35,14 +35,11 @@ def clean(
     """Counts what the migration made and, with `execute`, removes it: Redis first, the control schema last, so that
     an interrupted clean can be repeated. Values stay in Redis until they expire, unless `values` is given.
 
-    Raises Refused while capture is on (the trigger would make every write of the application fail), and while
-    applications are registered.
+    Raises Refused while a trigger of the migration is on some table (without its functions it would go unnoticed what
+    is written there), and while applications are registered. Asks nothing of the table: it may be without the column.
     """
     with connect(settings) as conn:
-        control.require(conn, settings, "clean")
-        table = inspect(conn, settings)
-        if capture.installed(conn, table):
-            raise Refused("capture is still on the table", hint="cachemig dual-write --disable")
+        _refuse_triggers(conn, control.require(conn, settings, "clean"))
         if live := clients.live(conn):
             raise Refused(
                 f"applications still ask the control schema where to read: {clients.named(live)}",
@@ -60,6 +57,19 @@ def clean(
                 conn.execute(queries.text("control", "drop_control"))
         assert counts is not None
         return Rubbish(True, own, held, counts[0], counts[1])
+
+
+def _refuse_triggers(conn: Connection, migration: control.Migration) -> None:
+    with source_errors():
+        left = conn.execute(queries.text("control", "triggers_left")).fetchall()
+    if not left:
+        return
+    named = ", ".join(f"{trigger} on {table}" for trigger, table, _ in left)
+    drop = "; ".join(f"DROP TRIGGER {quoted} ON {table}" for _, table, quoted in left)
+    if all(trigger.startswith("cachemig_capture") for trigger, *_ in left):
+        hint = f"cachemig dual-write --disable; or {drop}" if migration.phase is Phase.IDLE else drop
+        raise Refused(f"capture is still on the table: {named}", hint=hint)
+    raise Refused(f"the guard of the frozen column is still on the table: {named}", hint=drop)
 
 
 def _own_pattern(template: KeyTemplate) -> str:

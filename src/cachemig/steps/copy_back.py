@@ -240,7 +240,6 @@ def _end(run: _Run, prepared: Prepared, fence: int) -> Generator[Progress, None,
                 conn.execute(statement)
             number, marked = epoch.record(conn, Phase.CUTOVER, prepared)
             capture.mark(conn, list(late))
-            capture.mark(conn, list(late))
             conn.execute(queries.text("cutover", "thaw"))
             run.result.late = len(late)
             _journal(conn, run.result, number, marked, fence)

@@ -228,7 +228,10 @@ def _expiring(seen: Seen) -> Answer:
 
 def _late_writes(seen: Seen) -> Answer:
     waiting = seen.late.waiting if seen.late else 0
-    return Answer(waiting == 0, f"{waiting:,} wait to be delivered", "cachemig sync --once")
+    figure = f"{waiting:,} wait to be delivered"
+    if seen.lag_s is not None:
+        figure += f", and changes of the last {seen.lag_s:.0f} s from before it was frozen"
+    return Answer(waiting == 0 and seen.lag_s is None, figure, "cachemig sync --once")
 
 
 def _archive(seen: Seen) -> Answer:
@@ -293,8 +296,8 @@ def look(
 ) -> Seen:
     """Reads what the gates look at. In phases with capture it takes as long as a search of the table for keys that were
     never delivered."""
-    table = inspect(conn, settings)
-    captured_phase = migration.phase in ladder.CAPTURED
+    # Once the column is frozen nobody asks what is to be delivered from it; and it may be gone.
+    table = inspect(conn, settings) if migration.phase in ladder.CAPTURED else None
     all_clients = everyone(conn)
     live = [client for client in all_clients if client.live]
     archive = newest(conn)
@@ -307,9 +310,9 @@ def look(
         percent=migration.percent,
         epoch=migration.epoch,
         clients=live,
-        captured=captured_phase and capture.installed(conn, table),
+        captured=table is not None and capture.installed(conn, table),
         server_changed=epoch.changed(migration, target.identity()),
-        unhandled=_unhandled(conn, table) if captured_phase else 0,
+        unhandled=_unhandled(conn, table) if table is not None else 0,
         verification=last_verification(conn),
         lag_s=backlog(conn).oldest_s,
         compares=any(report(client.stats for client in live).shadow.values()),

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from cachemig.config import Settings
 from cachemig.entries.codec import Undecodable, decode
-from cachemig.entries.compare import same_json
-from cachemig.entries.entry import Entry, digest
+from cachemig.entries.compare import is_json, same_json
+from cachemig.entries.entry import Buffer, Entry, digest
+from cachemig.entries.shape import fault
 from cachemig.entries.verdicts import Verdict
 from cachemig.source.scan import Known
 from cachemig.targets.redis import Found
 
 EXPIRY_TOLERANCE_MS = 5_000
+NOBODY = range(0)
+"""Versions of writes to Redis alone while the column is in use: none."""
+ALONE = "written to Redis alone"
 
 
-def judge(known: Known, found: Found, settings: Settings, now_ms: int) -> tuple[Verdict, str]:
-    """The verdict and, where it is not good, the reason in words. `now_ms` is Redis's clock.
+def judge(known: Known, found: Found, settings: Settings, now_ms: int, alone: range = NOBODY) -> tuple[Verdict, str]:
+    """The verdict and, where it is not good, the reason in words. `now_ms` is Redis's clock; `alone` are the versions
+    of writes to Redis alone, once the column is frozen.
 
     The two sides are not read at one instant, so a verdict that is not good is to be confirmed by reading again.
     """
@@ -22,11 +27,15 @@ def judge(known: Known, found: Found, settings: Settings, now_ms: int) -> tuple[
     held = found.version or 0
     if found.fault is not None:
         return Verdict.CORRUPT, found.fault
+    if late := _late(known, settings):
+        return late
+    if held in alone:
+        return _newer(found, settings)
     if held > entry.version:
         return Verdict.CORRUPT, f"its version key is ahead of Postgres: {held} after {entry.version}"
     if held < entry.version:
         return _behind(known, found, settings)
-    if entry.text is None:
+    if not known.holds:
         if found.value is None:
             why = _ledger_fault(known, found, now_ms)
             return (Verdict.CORRUPT, why) if why else (Verdict.SKIPPED, "")
@@ -48,12 +57,9 @@ def judge(known: Known, found: Found, settings: Settings, now_ms: int) -> tuple[
         text = decode(found.value)
     except Undecodable as exc:
         return Verdict.CORRUPT, str(exc)
-    if text == entry.text:
-        verdict = Verdict.MATCH
-    elif same_json(text, entry.text):
-        verdict = Verdict.EQUIVALENT
-    else:
-        return Verdict.MISMATCH, f"{len(text):,} bytes in Redis, {len(entry.text):,} in the column"
+    verdict, why = _compared(known, text)
+    if why:
+        return verdict, why
     latest_ms = _latest_expiry(entry, settings, now_ms)
     if (
         current
@@ -62,6 +68,49 @@ def judge(known: Known, found: Found, settings: Settings, now_ms: int) -> tuple[
     ):
         return Verdict.CORRUPT, why
     return verdict, ""
+
+
+def _late(known: Known, settings: Settings) -> tuple[Verdict, str] | None:
+    """What was written to the frozen column and is to replace what Redis holds."""
+    if known.late_s is None:
+        return None
+    if known.late_s <= settings.max_lag:
+        return Verdict.PENDING, f"written to the column {known.late_s:.1f} s ago"
+    return Verdict.STALE, f"written to the column {known.late_s:,.0f} s ago, and not delivered"
+
+
+def _newer(found: Found, settings: Settings) -> tuple[Verdict, str]:
+    """Nothing is known of what was written to Redis alone, but that readers must be able to take it. Where no value
+    is, it was removed or has expired since."""
+    if found.value is None:
+        return Verdict.NEWER, ""
+    try:
+        text = decode(found.value)
+    except Undecodable as exc:
+        return Verdict.CORRUPT, f"{ALONE}: {exc}"
+    if not is_json(text):
+        return Verdict.CORRUPT, f"{ALONE}: it is not JSON"
+    why = fault(text, settings)
+    if why is not None and (settings.corrupt != "copy" or why.startswith("too-large")):
+        return Verdict.CORRUPT, f"{ALONE}: {why}"
+    return Verdict.NEWER, ""
+
+
+def _compared(known: Known, text: Buffer) -> tuple[Verdict, str]:
+    """With the column's text or, where that is gone, with its digest."""
+    expected = known.entry.text
+    if expected is None:
+        if known.sha256 != digest(text):
+            size = f"{known.bytes:,}" if known.bytes is not None else "no"
+            return Verdict.MISMATCH, f"{len(text):,} bytes in Redis, {size} in the ledger, of another digest"
+        if known.bytes is not None and known.bytes != len(text):
+            return Verdict.CORRUPT, "the ledger's size is not that of the value"
+        return Verdict.MATCH, ""
+    if text == expected:
+        return Verdict.MATCH, ""
+    if same_json(text, expected):
+        return Verdict.EQUIVALENT, ""
+    return Verdict.MISMATCH, f"{len(text):,} bytes in Redis, {len(expected):,} in the column"
 
 
 def _behind(known: Known, found: Found, settings: Settings) -> tuple[Verdict, str]:
@@ -74,12 +123,12 @@ def _behind(known: Known, found: Found, settings: Settings) -> tuple[Verdict, st
         if known.version == entry.version and known.state in ("removed", "set-aside", "expired"):
             # Nothing is there, as it should be; but without its tombstone an old write would be accepted.
             return Verdict.CORRUPT, "its version key is gone"
-        if entry.text is None:
+        if not known.holds:
             return Verdict.SKIPPED, ""
         return Verdict.MISSING, f"evicted, deleted or never delivered{late}"
-    if entry.text is None:
+    if not known.holds:
         return Verdict.RESURRECTED, f"its row was cleared or deleted{late}"
-    if found.version is None and decode_equals(found, entry.text):
+    if found.version is None and _same(known, found):
         return Verdict.CORRUPT, f"its version key is gone{late}"
     return Verdict.STALE, f"version {found.version or 0} in Redis, {entry.version} in Postgres{late}"
 
@@ -91,14 +140,16 @@ def _ledger_fault(known: Known, found: Found, now_ms: int) -> str | None:
     """
     entry = known.entry
     if known.version == entry.version:
-        if entry.text is None:
+        if not known.holds:
             return (
                 None if known.state in ("removed", "failed") else f"the ledger calls it {known.state}, no row holds it"
             )
         if known.state == "removed":
             return "the ledger calls it removed, a row holds it"
-        if known.state == "expired" and found.value is not None and _is_past(entry.expires_at_ms, now_ms):
+        if known.state == "expired" and found.value is not None and _was_never_filled_again(entry, found, now_ms):
             return "the ledger calls it expired, Redis holds it"
+        if entry.text is None:
+            return None
         if known.sha256 is not None and known.sha256 != digest(entry.text):
             return "the ledger's digest is not that of the column"
         if known.bytes is not None and known.bytes != len(entry.text):
@@ -117,15 +168,17 @@ def _pending(known: Known, settings: Settings) -> tuple[Verdict, str] | None:
     return None
 
 
-def decode_equals(found: Found, text: object) -> bool:
+def _same(known: Known, found: Found) -> bool:
+    """The very bytes that are expected."""
     try:
-        return found.value is not None and decode(found.value) == text
+        return found.value is not None and _compared(known, decode(found.value))[0] is Verdict.MATCH
     except Undecodable:
         return False
 
 
-def _is_past(expires_at_ms: int | None, now_ms: int) -> bool:
-    return expires_at_ms is not None and expires_at_ms <= now_ms
+def _was_never_filled_again(entry: Entry, found: Found, now_ms: int) -> bool:
+    """A read fills Redis again where the row was used since; what it writes expires."""
+    return found.ttl_ms is None or (entry.expires_at_ms is not None and entry.expires_at_ms <= now_ms)
 
 
 def _latest_expiry(entry: Entry, settings: Settings, now_ms: int) -> int | None:

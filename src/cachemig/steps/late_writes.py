@@ -16,7 +16,7 @@ from psycopg import sql
 
 from cachemig.entries.entry import Entry
 from cachemig.errors import TargetError
-from cachemig.source import control, queries
+from cachemig.source import capture, control, queries
 from cachemig.source.connect import Connection, source_errors, transaction
 from cachemig.source.table import Table
 from cachemig.steps.delivery import plan
@@ -79,6 +79,8 @@ def deliver(conn: Connection, table: Table, target: RedisTarget, allowed: Callab
         if not found:
             return 0
         outcomes, again = _deliver(target, found, migration)
+        # A row of a key that other rows have, too: the column's own value may be another one's by now.
+        capture.mark(conn, [str(key) for _, key, kind, *_, has_row in found if kind == "delete" and has_row])
         if outcomes:
             ids, names, errors = zip(*outcomes, strict=True)
             conn.execute(

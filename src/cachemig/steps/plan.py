@@ -43,15 +43,17 @@ NOT_VISIBLE = "not visible to this role"
 
 _MOVE = ["cachemig sync --follow", "cachemig backfill", "cachemig verify"]
 _CUT_OVER = ["cachemig cutover --ramp 1,10,50,100"]
+_STOP = ["cachemig residue", "cachemig stop-writes"]
+_DROP = ["cachemig archive --to PLACE", "cachemig verify", "cachemig drop-column", "cachemig reclaim"]
+_ALL = [*_CUT_OVER, *_STOP, *_DROP]
 STEPS_AHEAD: dict[str, list[str]] = {
-    NOT_BEGUN: ["cachemig doctor", "cachemig init", "cachemig dual-write", *_MOVE, *_CUT_OVER],
+    NOT_BEGUN: ["cachemig doctor", "cachemig init", "cachemig dual-write", *_MOVE, *_ALL],
     NOT_VISIBLE: ["cachemig status, as a role that may see the control schema (sql/roles.sql)"],
-    Phase.IDLE: ["cachemig doctor", "cachemig dual-write", *_MOVE, *_CUT_OVER],
-    Phase.DUAL_WRITE: [*_MOVE, *_CUT_OVER],
-    Phase.CUTOVER: _CUT_OVER,
-    # What comes after it is not built yet.
-    Phase.REDIS_ONLY: [],
-    Phase.DROPPED: [],
+    Phase.IDLE: ["cachemig doctor", "cachemig dual-write", *_MOVE, *_ALL],
+    Phase.DUAL_WRITE: [*_MOVE, *_ALL],
+    Phase.CUTOVER: _ALL,
+    Phase.REDIS_ONLY: _DROP,
+    Phase.DROPPED: ["cachemig reclaim", "cachemig clean"],
 }
 
 # Type as pg_identify_object() names it: how it is called here, and what becomes of it at the drop.
@@ -175,7 +177,7 @@ def plan(settings: Settings, target: RedisTarget | None) -> Plan:
     """
     free, redis_error = _redis(target)
     with connect(settings) as conn:
-        phase = _phase(conn)
+        phase, percent = _phase(conn)
         with transaction(conn, read_only=True):
             table = inspect(conn, settings)
             rows, estimated = count_rows(conn, table)
@@ -214,7 +216,7 @@ def plan(settings: Settings, target: RedisTarget | None) -> Plan:
         seconds=round(sizes.total / 1e6 / (mb_per_s * PATH_SHARE), 1) if mb_per_s else None,
         dependents=dependents,
         settings=_deciding(settings),
-        steps_ahead=list(STEPS_AHEAD[phase]),
+        steps_ahead=[step for step in STEPS_AHEAD[phase] if percent < 100 or step not in _CUT_OVER],
     )
 
 
@@ -260,12 +262,13 @@ def _redis(target: RedisTarget | None) -> tuple[int | None, str | None]:
 # Counting ---------------------------------------------------------------------------------------------------------
 
 
-def _phase(conn: Connection) -> str:
+def _phase(conn: Connection) -> tuple[str, float]:
+    """With the percentage of the keys that are read from Redis in cutover."""
     try:
         migration = control.find(conn)
     except PrivilegeMissing:
-        return NOT_VISIBLE
-    return NOT_BEGUN if migration is None else migration.phase.value
+        return NOT_VISIBLE, 0
+    return (NOT_BEGUN, 0) if migration is None else (migration.phase.value, migration.percent)
 
 
 def _rows(conn: Connection, table: Table, of: int | None, table_bytes: int) -> list[_Row]:

@@ -118,8 +118,8 @@ def recompute(
     began = time.monotonic()
     with Reconnecting(settings) as session:
         conn = session.get()
-        table = inspect(conn, settings)
         control.require(conn, settings, "recompute")
+        table = inspect(conn, settings)
         workshop = Workshop.of(settings, conn, table, stop, force=force, annotate=annotate)
         result = Recomputed(workshop.profile, workshop.shape, dry_run)
         wanted = keys if keys is not None else _set_aside(session)
@@ -148,8 +148,8 @@ def undo(
     """Puts back what repairs of these keys (None: all) replaced, where the application has not written since."""
     undone = changed = 0
     with Reconnecting(settings) as session:
-        table = inspect(session.get(), settings)
         control.require(session.get(), settings, "recompute")
+        table = inspect(session.get(), settings)
         for done in repair.repairs(session.get(), keys):
             stop.check(RESUME)
             was_undone = repair.undo(session.get(), table, done, lock_timeout_s=settings.lock_timeout)

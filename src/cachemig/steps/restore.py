@@ -28,9 +28,10 @@ from cachemig.config import Settings
 from cachemig.entries.codec import Undecodable, decode
 from cachemig.entries.entry import EPOCH, Buffer
 from cachemig.errors import LockNotGranted, Refused, SourceError
+from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import archive as source
-from cachemig.source import control
+from cachemig.source import capture, control, queries
 from cachemig.source import restore as target_side
 from cachemig.source.archive import Identity
 from cachemig.source.connect import Connection, connect, source_errors, transaction
@@ -134,6 +135,9 @@ def preview(
         manifest = _manifest(found)
         sha256 = found.sha256.hex()
         state = _require(conn, settings, manifest, sha256)
+        migration = control.find(conn)
+        if migration is not None:
+            control.require(conn, settings)
         statements, left_out = target_side.column_statements(conn, manifest, sha256)
         ddl = manifest.ddl
         return Outlook(
@@ -145,7 +149,7 @@ def preview(
             bytes=manifest.bytes,
             archived_at=manifest.finished_at,
             frozen=manifest.frozen,
-            known=control.find(conn) is not None and source.checked_at(conn, found.sha256) is not None,
+            known=migration is not None and source.checked_at(conn, found.sha256) is not None,
             begun=state.there,
             statements=() if state.there else tuple(s.as_string(conn) for s in statements),
             later=(
@@ -185,12 +189,14 @@ def restore(
         manifest = _manifest(found)
         sha256 = found.sha256.hex()
         state = _require(session.get(), settings, manifest, sha256)
+        if control.find(session.get()) is not None:
+            control.require(session.get(), settings)
         if target is not None:
             target.identity()  # a dead Redis is found out before anything is changed
         left_out: list[str] = []
         if not state.there:
             yield from _add_column(session.get(), settings, stop, manifest, sha256, left_out)
-        table = inspect(session.get(), _without_what_is_gone(settings, session.get(), manifest))
+        table = inspect(session.get(), _without_what_is_gone(settings, session.get(), manifest.head.table))
         run = _Run(settings, stop, session, target, table, target_side.identity(table, manifest.head), file, manifest)
         yield from run.data(found.blocks)
         yield from run.rows_since()
@@ -261,11 +267,10 @@ def _require(conn: Connection, settings: Settings, manifest: Manifest, sha256: s
     return state
 
 
-def _without_what_is_gone(settings: Settings, conn: Connection, manifest: Manifest) -> Settings:
+def _without_what_is_gone(settings: Settings, conn: Connection, table: str) -> Settings:
     """The settings without columns that were dropped along: none of them is needed here."""
-    columns = target_side.columns(conn, manifest.head)
-    order_by = settings.order_by if settings.order_by in columns else ""
-    return replace(settings, ttl=0.0, ttl_from="now", order_by=order_by, table=manifest.head.table)
+    order_by = settings.order_by if settings.order_by in target_side.columns(conn, table) else ""
+    return replace(settings, ttl=0.0, ttl_from="now", order_by=order_by, table=table)
 
 
 def _add_column(
@@ -309,15 +314,36 @@ def _settle(
     settle: Callable[[Connection, Restored], None] | None,
 ) -> Generator[Progress, None, None]:
     def act() -> None:
-        conn.execute(target_side.final_comment(manifest))
-        if (migration := control.find(conn)) is not None:
-            if settle is not None:
-                settle(conn, result)
-            control.journal(conn, "restore", result.figures(), phase_from=migration.phase)
-        elif settle is not None:
+        migration = control.find(conn)
+        if migration is not None:
+            conn.execute(queries.text("control", "lock_migration"))  # first of all locks, as everywhere
+            migration = control.find(conn)
+        if settle is not None:
             settle(conn, result)
+        conn.execute(target_side.final_comment(manifest))
+        if migration is not None:
+            control.journal(conn, "restore", result.figures(), phase_from=migration.phase)
 
     yield from _in_time(conn, settings, Stop(), act)
+
+
+def ladder_back(settings: Settings) -> Callable[[Connection, Restored], None]:
+    """For `settle`: the ladder is as it was before the drop. Phase redis-only, with the guard on the column; the epochs
+    were never changed. Nothing where there is no control schema, or where the column is not a frozen one."""
+
+    def act(conn: Connection, result: Restored) -> None:
+        migration = control.find(conn)
+        if migration is None or migration.phase not in (Phase.REDIS_ONLY, Phase.DROPPED):
+            return
+        table = inspect(conn, _without_what_is_gone(settings, conn, result.table))
+        with source_errors():
+            last = conn.execute(queries.text("control", "journal_last_of"), {"command": "stop-writes"}).fetchone()
+            rejects = last is not None and last[1].get("guard") == "reject"
+            for statement in capture.guard(table, capture.mode(conn, table), rejects=rejects):
+                conn.execute(statement)
+        control.set_phase(conn, Phase.REDIS_ONLY, migration.epoch)
+
+    return act
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,15 +358,14 @@ def is_newer(held: int | None, archived: Archived, *, frozen: bool) -> bool:
     """Does Redis hold a state that was written after the archived one?
 
     Of a frozen column, every state was delivered, and the ledger has its version; whatever is above was written by an
-    application. The row's own version does not tell: that of the frozen column counts from its epoch's base, and so do
-    an application's writes, so that they could be equal.
+    application. Of a key that the ledger does not know, only what begins with the epoch after the column's is newer.
     """
     if held is None or archived.version is None:
         return False
     if not frozen:
         return held > archived.version
     if archived.delivered is None:
-        return held >= archived.version // EPOCH * EPOCH
+        return held >= (archived.version // EPOCH + 1) * EPOCH
     return held > archived.delivered
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cachemig.config import Settings
+from cachemig.errors import Refused
+from cachemig.ladder import Phase
 from cachemig.source import capture, control, ledger
-from cachemig.source.connect import connect
+from cachemig.source.connect import Connection, connect
 from cachemig.steps import epoch
 from cachemig.targets.redis import RedisTarget
 
@@ -24,17 +26,34 @@ class Resynced:
 def preview(settings: Settings, keys: Sequence[str]) -> int:
     """How many keys `resync` would mark. Reads only."""
     with connect(settings) as conn:
-        control.require(conn, settings, "resync")
+        _require(conn, settings)
         return len(keys) or sum(count for count, _ in ledger.counts(conn).values())
 
 
 def resync(settings: Settings, target: RedisTarget, keys: Sequence[str]) -> Resynced:
     """Marks the keys changed or, where none is named, begins a new epoch. Changes nothing in Redis by itself."""
     with connect(settings) as conn:
-        migration = control.require(conn, settings, "resync")
+        migration = _require(conn, settings)
         if keys:
             capture.mark(conn, keys)
             control.journal(conn, "resync", {"keys": len(keys)})
             return Resynced(len(keys), None)
         begun = epoch.begin(conn, target, "asked for by resync", expected=migration.epoch)
         return Resynced(begun.marked, begun.epoch) if begun else resync(settings, target, keys)
+
+
+def _require(conn: Connection, settings: Settings) -> control.Migration:
+    """The migration, where what is marked would be delivered and cannot be older than what Redis holds."""
+    migration = control.require(conn, settings)
+    if migration.phase is Phase.DROPPED:
+        raise Refused(
+            "resync delivers what the column holds, and the column is dropped",
+            hint="cachemig verify says whether anything is missing; cachemig restore brings the column back",
+        )
+    if migration.phase is Phase.REDIS_ONLY:
+        raise Refused(
+            "resync is not allowed in phase 'redis-only': the frozen column may be older than what Redis holds",
+            hint="cachemig verify --repair puts the column's state back where Redis has none that is newer; "
+            "cachemig rollback has the column used again",
+        )
+    return control.require(conn, settings, "resync")

@@ -1,8 +1,8 @@
 """verify: every key gets one verdict.
 
-Four passes: the table against Redis, chunk by chunk; the tombstones of what is gone from the table; Redis against
-the table, by SCAN; and what looked wrong in any of them once more after a grace delay, because a change that was on its
-way looks the same as a lost one.
+Four passes: what is expected (steps/expected.py: the table, after the drop the ledger) against Redis, part by part; the
+tombstones of what is gone from the table; Redis against what is expected, by SCAN; and what looked wrong in any of them
+once more after a grace delay, because a change that was on its way looks the same as a lost one.
 """
 
 from __future__ import annotations
@@ -10,31 +10,37 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from typing import Any
-
-from psycopg import sql
+from typing import Any, NamedTuple
 
 from cachemig.config import Settings
 from cachemig.entries.entry import EPOCH
-from cachemig.entries.verdicts import REPAIRABLE, TABLE, Counts, Outcome, Verdict, outcome
-from cachemig.errors import Refused
+from cachemig.entries.verdicts import REPAIRABLE, Counts, Outcome, Verdict, counts_as, outcome
+from cachemig.errors import Refused, TableUnfit
+from cachemig.ladder import Phase
 from cachemig.progress import Progress
-from cachemig.source import capture, chunks, control, queries, scan
+from cachemig.source import capture, control
 from cachemig.source.connect import Connection, source_errors, transaction
 from cachemig.source.scan import Known
-from cachemig.source.table import Table, inspect
 from cachemig.steps import epoch
+from cachemig.steps.expected import Expected, Read, alone, expected_by
 from cachemig.steps.judge import judge
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.stop import Stop
+from cachemig.targets.faults import target_errors
 from cachemig.targets.redis import Found, RedisTarget
 
 RESUME = "verify starts from the beginning each time: cachemig verify"
 HEAL = "cachemig sync --once (or the running sync) delivers everything again in a new epoch; then cachemig verify"
+HEAL_FROZEN = (
+    "cachemig sync --once (or the running sync) records the server as it is now, and delivers nothing again, for what "
+    "Redis lost may have been newer than the column; then cachemig verify says what is missing"
+)
+HEAL_DROPPED = (
+    "cachemig sync --once records the server as it is now; then cachemig verify says what is missing by the ledger"
+)
 SHOWN = 20
 _SUSPECTS = 5_000
 _REREADS = 4
@@ -62,6 +68,8 @@ class Verified:
     """Rows set aside, by name of the fault."""
     bytes: int = 0
     seconds: float = 0.0
+    phase: Phase = Phase.DUAL_WRITE
+    """When it began."""
     sample: int | None = None
     """Keys looked at, where not all were."""
     marked: int = 0
@@ -70,8 +78,18 @@ class Verified:
     ignore_orphans: bool = False
 
     @property
+    def frozen(self) -> bool:
+        """Redis alone is written."""
+        return self.phase in (Phase.REDIS_ONLY, Phase.DROPPED)
+
+    @property
     def outcome(self) -> Outcome:
-        return outcome(self.counts, accept_set_aside=self.accept_set_aside, ignore_orphans=self.ignore_orphans)
+        return outcome(
+            self.counts,
+            accept_set_aside=self.accept_set_aside,
+            ignore_orphans=self.ignore_orphans,
+            frozen=self.frozen,
+        )
 
     def document(self) -> dict[str, Any]:
         """The figures, and the first cases of each verdict that is not good."""
@@ -82,6 +100,7 @@ class Verified:
             "counts": {verdict.value: self.counts[verdict] for verdict in Verdict if self.counts[verdict]},
             "faults": dict(sorted(self.faults.items())),
             "passed": self.outcome.passed,
+            "phase": self.phase.value,
             "sample": self.sample,
             "accept_set_aside": self.accept_set_aside,
             "ignore_orphans": self.ignore_orphans,
@@ -102,34 +121,32 @@ def verify(
     ignore_orphans: bool = False,
     remove_orphans: bool = False,
 ) -> Generator[Progress, None, Verified]:
-    """A verdict for every key of the table and every key under the prefix in Redis (`sample`: for so many keys of the
-    table, at random). Changes nothing but the journal; with `repair` it marks bad keys changed, and sync heals them.
-    An orphan may be somebody else's: it is marked, and thereby removed, only with `remove_orphans`.
+    """A verdict for every key of the table (after the drop: of the ledger) and every key under the prefix in Redis
+    (`sample`: for so many keys of the table, at random). Changes nothing but the journal; with `repair` it marks bad
+    keys changed, and sync delivers what the column holds: heals them or, once the column is frozen, puts its state
+    back. An orphan may be somebody else's: it is marked, and thereby removed, only with `remove_orphans`.
 
     Raises SourceError or TargetError when a side cannot be read: "could not tell" is never reported as a verdict.
+    Refused where a server is not the one that was filled, or the ladder was moved meanwhile; and for `repair` where
+    nothing could be delivered.
     """
     began = time.monotonic()
-    result = Verified(accept_set_aside=accept_set_aside, ignore_orphans=ignore_orphans)
     with Reconnecting(settings) as session:
-        conn = session.get()
-        table = inspect(conn, settings)
-        migration = _settled(conn, settings, target)
+        migration = _settled(session.get(), settings, target)
+        if repair:
+            _require_delivery(migration)
+        result = Verified(phase=migration.phase, accept_set_aside=accept_set_aside, ignore_orphans=ignore_orphans)
         repairable = REPAIRABLE | ({Verdict.ORPHAN} if remove_orphans else set()) if repair else frozenset[Verdict]()
-        run = _Run(settings, target, stop, session, table, result, repairable, target.clock_skew_ms())
-        if sample is None:
-            laid_out = migration.layout == chunks.layout_of(table, migration.epoch)
-            yield from run.table_against_redis(chunks.bounds(conn) if laid_out else [(None, None)])
-            yield from run.tombstones_against_redis()
-            yield from run.redis_against_table()
-            yield from run.settle()
-            result.counts[Verdict.SKIPPED] += run.skipped()
-        else:
-            keys = scan.sampled_keys(session.get(), table, sample)
-            result.sample = len(keys)
-            yield from run.keys_against_redis(keys)
-            yield from run.settle()
-        if _settled(session.get(), settings, target).epoch != migration.epoch:
-            raise Refused("a new epoch began while this verification ran: it does not count", hint=HEAL)
+        run = _Run(
+            settings, target, stop, session, expected_by(session.get(), settings, migration), alone(migration), result,
+            repairable, target.clock_skew_ms(),
+        )  # fmt: skip
+        try:
+            yield from run.all_keys() if sample is None else run.some_keys(sample)
+        except TableUnfit as exc:
+            _require_unmoved(session.get(), settings, target, migration, because=exc)
+            raise
+        _require_unmoved(session.get(), settings, target, migration)
         if run.repairs:
             capture.mark(session.get(), run.repairs)
             result.marked = len(run.repairs)
@@ -144,8 +161,58 @@ def _settled(conn: Connection, settings: Settings, target: RedisTarget) -> contr
     """The migration. Raises Refused where a server is not the one that was filled: nothing is reported as fine then."""
     migration = control.require(conn, settings, "verify")
     if reason := epoch.changed(migration, target.identity()):
-        raise Refused(reason, hint=HEAL)
+        raise Refused(reason, hint=heal(migration.phase))
     return migration
+
+
+def heal(phase: Phase) -> str:
+    """What is to be done where a server is not the one that was filled."""
+    return {Phase.REDIS_ONLY: HEAL_FROZEN, Phase.DROPPED: HEAL_DROPPED}.get(phase, HEAL)
+
+
+def _require_delivery(migration: control.Migration) -> None:
+    """Raises Refused where a key that is marked would not be delivered."""
+    if migration.phase is Phase.DROPPED:
+        raise Refused(
+            "--repair delivers what the column holds, and the column is dropped",
+            hint="cachemig verify without --repair. A key that is missing is computed again when it is next read; "
+            "cachemig restore brings the column back from its archive",
+        )
+    if migration.fenced:
+        raise Refused(
+            "a rollback was begun: nothing is delivered from the frozen column any more",
+            hint="cachemig rollback goes on with it; cachemig stop-writes --execute takes it back",
+        )
+
+
+def _require_unmoved(
+    conn: Connection,
+    settings: Settings,
+    target: RedisTarget,
+    before: control.Migration,
+    because: Exception | None = None,
+) -> None:
+    now = _settled(conn, settings, target)
+    if (now.phase is Phase.DROPPED) != (before.phase is Phase.DROPPED):
+        raise Refused(
+            "the column was dropped or restored while this verification ran: it does not count", hint="cachemig verify"
+        ) from because
+    if (now.epoch, now.frozen_epoch) != (before.epoch, before.frozen_epoch):
+        raise Refused(
+            "a new epoch began while this verification ran: it does not count", hint=heal(now.phase)
+        ) from because
+
+
+class _Odd(NamedTuple):
+    """How a suspect was found."""
+
+    never_known: bool = False
+    """In Redis, without a row that was ever known."""
+    empty_row: bool = False
+    """In Redis, with rows that hold nothing."""
+
+
+_EXPECTED = _Odd()
 
 
 @dataclass
@@ -154,33 +221,45 @@ class _Run:
     target: RedisTarget
     stop: Stop
     session: Reconnecting
-    table: Table
+    expected: Expected
+    alone: range
+    """Versions of writes to Redis alone."""
     result: Verified
     repairable: frozenset[Verdict]
     skew_ms: int
     repairs: list[str] = field(default_factory=list)
-    suspects: dict[str, bool] = field(default_factory=dict)
-    """Keys that looked wrong; True: found in Redis without a row that was ever known."""
+    suspects: dict[str, _Odd] = field(default_factory=dict)
+    """Keys that looked wrong."""
     looked_at: int = 0
+    filled: int = 0
+    """Keys whose rows hold nothing, and that were written to Redis alone."""
 
-    def table_against_redis(self, ranges: Sequence[tuple[Any, Any]]) -> Generator[Progress, None, None]:
-        for done, (lower, upper) in enumerate(ranges):
-            read = partial(scan.read_chunk_known, table=self.table, lower=lower, upper=upper)
-            yield from self._against_redis(read, done, len(ranges))
-        yield self._progress(len(ranges), len(ranges), "chunks")
+    def all_keys(self) -> Generator[Progress, None, None]:
+        yield from self.expected_against_redis()
+        yield from self.tombstones_against_redis()
+        yield from self.redis_against_expected()
+        yield from self.settle()
+        self.result.counts[Verdict.SKIPPED] += self.skipped()
+
+    def some_keys(self, number: int) -> Generator[Progress, None, None]:
+        keys = self.expected.sample(self.session.get(), number)
+        self.result.sample = len(keys)
+        yield from self.keys_against_redis(keys)
+        yield from self.settle()
+
+    def expected_against_redis(self) -> Generator[Progress, None, None]:
+        with source_errors():
+            reads = self.expected.reads(self.session.get())
+        for done, read in enumerate(reads):
+            yield from self._against_redis(read, done, len(reads))
+        yield self._progress(len(reads), len(reads), self.expected.unit)
 
     def tombstones_against_redis(self) -> Generator[Progress, None, None]:
         """A key that is gone is not counted, unless its version key is gone too: an old write would bring it back."""
-        yield from self._against_redis(partial(scan.read_gone_known, table=self.table), 0, None, counted=False)
+        if read := self.expected.gone():
+            yield from self._against_redis(read, 0, None)
 
-    def _against_redis(
-        self,
-        read: Callable[[Connection], Generator[Known, None, None]],
-        done: int,
-        total: int | None,
-        *,
-        counted: bool = True,
-    ) -> Generator[Progress, None, None]:
+    def _against_redis(self, read: Read, done: int, total: int | None) -> Generator[Progress, None, None]:
         before, looked_at, nbytes = self.result.counts.copy(), self.looked_at, self.result.bytes
         faults = self.result.faults.copy()
         cases = len(self.result.cases)
@@ -194,10 +273,10 @@ class _Run:
                 transaction(conn, read_only=True),
                 closing(read(conn)) as entries,
             ):
-                for _ in self._first_look(entries, counted=counted):
-                    yield self._progress(done, total, "chunks")
+                for _ in self._first_look(entries):
+                    yield self._progress(done, total, self.expected.unit)
             if waiting := reason(attempt.retry_state):
-                yield self._progress(done, total, "chunks", waiting)
+                yield self._progress(done, total, self.expected.unit, waiting)
         if len(self.suspects) >= _SUSPECTS:
             yield from self.settle()
 
@@ -207,14 +286,15 @@ class _Run:
             part = keys[at : at + _BATCH_KEYS]
             with (
                 transaction(conn, read_only=True),
-                closing(scan.read_keys_known(conn, self.table, part)) as entries,
+                closing(self.expected.of(conn, part)) as entries,
             ):
-                for _ in self._first_look(entries):
+                for _ in self._first_look(entries, dict.fromkeys(part, _EXPECTED)):
                     pass
             yield self._progress(at + len(part), len(keys), "keys")
 
-    def redis_against_table(self) -> Generator[Progress, None, None]:
-        """Looks for values whose row is gone. Every value has its row's verdict already; these have none."""
+    def redis_against_expected(self) -> Generator[Progress, None, None]:
+        """Looks at values that nothing is expected of: their row is gone or, once the column is frozen, Redis alone has
+        them. Every other one has its verdict already."""
         template = self.target.template
         seen = 0
         for names in self.target.scan(template.pattern):
@@ -226,12 +306,14 @@ class _Run:
                 elif key is not None:
                     self._orphan(key)
             seen += len(names)
-            with transaction(self.session.get(), read_only=True), source_errors():
-                query = queries.query("scan", "known_keys", **self.table.parts, keys=sql.Literal(keys))
-                rows = self.session.get().execute(query).fetchall()
-            for key, has_value, known, _pending in rows:
-                if not has_value:
-                    self.suspects[str(key)] = not known
+            conn = self.session.get()
+            with transaction(conn, read_only=True), source_errors():
+                found = self.expected.whereabouts(conn, keys)
+                odd = {w.key: _Odd(not w.known, w.empty_row) for w in found if not w.looked_at}
+                if odd:
+                    with closing(self.expected.of(conn, list(odd))) as entries:
+                        for _ in self._first_look(entries, odd):
+                            pass
             if len(self.suspects) >= _SUSPECTS:
                 yield from self.settle()
             self.stop.check(RESUME)
@@ -252,21 +334,16 @@ class _Run:
                 part = keys[at : at + _BATCH_KEYS]
                 with (
                     transaction(conn, read_only=True),
-                    closing(scan.read_keys_known(conn, self.table, part)) as entries,
+                    closing(self.expected.of(conn, part)) as entries,
                 ):
                     for known, found in self._looked_up(entries):
-                        self._judge_again(known, found, orphan=again[known.entry.key], final=round_ == _REREADS)
+                        self._judge_again(known, found, again[known.entry.key], final=round_ == _REREADS)
 
     def skipped(self) -> int:
         """Keys whose rows hold nothing, but for those that have a verdict already because Redis holds something."""
-        conn = self.session.get()
-        with transaction(conn, read_only=True), source_errors():
-            row = conn.execute(queries.query("scan", "skipped_keys", **self.table.parts)).fetchone()
-        return (
-            max(0, int(row[0]) - self.result.counts[Verdict.SKIPPED] - self.result.counts[Verdict.RESURRECTED])
-            if row
-            else 0
-        )
+        counts = self.result.counts
+        judged = counts[Verdict.SKIPPED] + counts[Verdict.RESURRECTED] + self.filled
+        return max(0, self.expected.empty(self.session.get()) - judged)
 
     # ---------------------------------------------------------------------------------------------------------------
 
@@ -276,7 +353,7 @@ class _Run:
         nbytes = 0
         for known in entries:
             batch.append(known)
-            nbytes += len(known.entry.text or b"")
+            nbytes += known.size
             if len(batch) >= _BATCH_KEYS or nbytes >= self.settings.batch_bytes:
                 yield from self._fetched(batch)
                 batch, nbytes = [], 0
@@ -284,53 +361,80 @@ class _Run:
 
     def _fetched(self, batch: list[Known]) -> Iterator[tuple[Known, Found]]:
         self.stop.check(RESUME)
-        small = [known for known in batch if len(known.entry.text or b"") < _LARGE]
-        large = [known for known in batch if len(known.entry.text or b"") >= _LARGE]
+        sizes = [known.size for known in batch]
+        if self.alone:  # a value that was written to Redis alone may be of any size
+            sizes = list(map(max, sizes, _stored_sizes(self.target, [known.entry.key for known in batch])))
+        large = [known for known, size in zip(batch, sizes, strict=True) if size >= _LARGE]
+        small: list[Known] = []
+        nbytes = 0
+        for known, size in zip(batch, sizes, strict=True):
+            if size < _LARGE:
+                if nbytes + size > max(self.settings.batch_bytes, _LARGE):
+                    yield from zip(small, self.target.fetch([k.entry.key for k in small]), strict=True)
+                    small, nbytes = [], 0
+                small.append(known)
+                nbytes += size
         batch.clear()
         yield from zip(small, self.target.fetch([known.entry.key for known in small]), strict=True)
         while large:
             yield large[-1], self.target.fetch_large(large[-1].entry.key)
             large.pop().entry.text = None  # judged: not to stand beside the next one
 
-    def _first_look(self, entries: Iterable[Known], *, counted: bool = True) -> Iterator[None]:
+    def _first_look(self, entries: Iterable[Known], odd: Mapping[str, _Odd] | None = None) -> Iterator[None]:
+        """Counts what is good, and suspects the rest. A key that is gone counts only where it is among `odd`."""
         for known, found in self._looked_up(entries):
-            verdict, _ = self._judge(known, found)
+            how = odd[known.entry.key] if odd else _EXPECTED
+            verdict, _ = self._judge(known, found, how)
             self.looked_at += 1
-            if TABLE[verdict].counts is Counts.GOOD or verdict is Verdict.SET_ASIDE:
-                if counted:
-                    self._count(known, verdict, "")
-            else:
-                self.suspects[known.entry.key] = False
+            if verdict is None:
+                pass
+            elif self._counts(verdict) is not Counts.GOOD and verdict is not Verdict.SET_ASIDE:
+                self.suspects[known.entry.key] = how
+            elif known.holds or odd:
+                self._count(known, verdict, "", how)
             if self.looked_at % _BATCH_KEYS == 0:
                 yield
 
-    def _judge_again(self, known: Known, found: Found, *, orphan: bool, final: bool) -> None:
-        verdict, why = self._judge(known, found)
-        key = known.entry.key
-        never_known = orphan and known.state is None and known.entry.version % EPOCH == 0
-        if verdict is Verdict.RESURRECTED and never_known:
-            verdict, why = Verdict.ORPHAN, "no row ever had this key"
-        good = TABLE[verdict].counts is Counts.GOOD
-        if not good and not final:
-            self.suspects[key] = orphan
-        elif verdict is Verdict.SKIPPED and never_known:
-            pass  # it was in Redis for a moment, and no row ever had it
+    def _judge_again(self, known: Known, found: Found, how: _Odd, *, final: bool) -> None:
+        verdict, why = self._judge(known, found, how)
+        if verdict is None:
+            return
+        if (
+            verdict is Verdict.MISMATCH
+            and found.value is not None
+            and self.expected.is_equal(self.session.get(), known, found.value)
+        ):
+            verdict, why = Verdict.EQUIVALENT, ""
+        if self._counts(verdict) is not Counts.GOOD and not final:
+            self.suspects[known.entry.key] = how
         else:
-            self._count(known, verdict, why)
+            self._count(known, verdict, why, how, repair=(found.version or 0) not in self.alone)
 
-    def _judge(self, known: Known, found: Found) -> tuple[Verdict, str]:
+    def _judge(self, known: Known, found: Found, how: _Odd) -> tuple[Verdict | None, str]:
+        """None: it was in Redis for a moment, and no row ever had it."""
         now_ms = int(time.time() * 1000) + self.skew_ms
-        return judge(known, found, self.settings, now_ms)
+        verdict, why = judge(known, found, self.settings, now_ms, self.alone)
+        if how.never_known and known.state is None and known.entry.version % EPOCH == 0:
+            if verdict is Verdict.RESURRECTED:
+                return Verdict.ORPHAN, "no row ever had this key"
+            if verdict is Verdict.SKIPPED:
+                return None, ""
+        return verdict, why
 
-    def _count(self, known: Known, verdict: Verdict, why: str) -> None:
+    def _counts(self, verdict: Verdict) -> Counts:
+        return counts_as(verdict, frozen=self.result.frozen)
+
+    def _count(self, known: Known, verdict: Verdict, why: str, how: _Odd, *, repair: bool = True) -> None:
+        """`repair`: what is delivered of the key would replace what Redis holds."""
         self.result.counts[verdict] += 1
-        self.result.bytes += len(known.entry.text or b"")
+        self.result.bytes += known.size
+        self.filled += verdict is Verdict.NEWER and how.empty_row
         if verdict is Verdict.SET_ASIDE:
             why = known.error or ""
             self.result.faults[why.partition(":")[0]] += 1
-        if TABLE[verdict].counts is not Counts.GOOD and self.result.counts[verdict] <= SHOWN:
+        if self._counts(verdict) is not Counts.GOOD and self.result.counts[verdict] <= SHOWN:
             self.result.cases.append(Case(known.entry.key, verdict, why))
-        if verdict in self.repairable:
+        if verdict in self.repairable and repair:
             self.repairs.append(known.entry.key)
 
     def _orphan(self, key: str) -> None:
@@ -343,3 +447,12 @@ class _Run:
         self, done: int, total: int | None, unit: str, waiting: str | None = None, note: str | None = None
     ) -> Progress:
         return Progress(done, total, unit, entries=self.looked_at, bytes=self.result.bytes, note=note, waiting=waiting)
+
+
+def _stored_sizes(target: RedisTarget, keys: Sequence[str]) -> list[int]:
+    """Bytes that Redis holds under each of the keys; 0 for what is no string."""
+    with target_errors():
+        pipe = target.client.pipeline(transaction=False)
+        for key in keys:
+            pipe.strlen(target.template.name(key))
+        return [reply if isinstance(reply, int) else 0 for reply in pipe.execute(raise_on_error=False)]

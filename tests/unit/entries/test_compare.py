@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachemig.entries.compare import same_json
+from cachemig.entries.compare import is_json, same_json
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 
@@ -160,3 +160,22 @@ def test_the_same_huge_exponent_equals_itself() -> None:
 
 def test_a_huge_exponent_equals_no_string() -> None:
     assert not same_json(b"1e9999999999999999999", b'"\\u00001e9999999999999999999"')
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        (b'{"a": 1}', True),
+        (b" [1e400] ", True),
+        (b'"\\ud800"', True),
+        (memoryview(b"null"), True),
+        (b"", False),
+        (b'{"a": 1', False),
+        (b'{"a": NaN}', False),
+        (b"{} {}", False),
+        (b'"\xff"', False),
+        (b"[" * 100_000, False),
+    ],
+)
+def test_what_is_json(text: bytes, is_one: bool) -> None:
+    assert is_json(text) is is_one

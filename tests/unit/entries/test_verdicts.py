@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachemig.entries.verdicts import REPAIRABLE, TABLE, Counts, Outcome, Verdict, outcome
+from cachemig.entries.verdicts import REPAIRABLE, TABLE, Counts, Outcome, Verdict, counts_as, outcome
 
 GOOD = {"match", "equivalent", "expired", "skipped"}
 NEITHER = {"pending"}
@@ -65,6 +65,13 @@ def test_accepting_one_thing_does_not_accept_the_other() -> None:
     assert outcome(counts, accept_set_aside=99) == Outcome(0, 3, 2, 0)
     assert outcome(counts, ignore_orphans=True) == Outcome(0, 2, 3, 0)
     assert outcome(counts, accept_set_aside=2, ignore_orphans=True) == Outcome(0, 0, 5, 0)
+
+
+def test_newer_is_good_where_redis_alone_is_written() -> None:
+    assert outcome({Verdict.NEWER: 3}) == Outcome(0, 3, 0, 0)
+    assert outcome({Verdict.NEWER: 3, Verdict.MISSING: 1}, frozen=True) == Outcome(3, 1, 0, 0)
+    others = [verdict for verdict in Verdict if verdict is not Verdict.NEWER]
+    assert all(counts_as(verdict, frozen=True) is TABLE[verdict].counts for verdict in others)
 
 
 def test_pending_is_neither() -> None:

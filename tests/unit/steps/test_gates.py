@@ -74,7 +74,8 @@ REFUSED: dict[str, tuple[Seen, str, str, str]] = {
         "nothing has written the column for 6d (wanted: 7d)", "wait for 1d, then the same command again",
     ),
     "a late write": (
-        replace(LAST, late=replace(FROZEN, writes=1, last_write_s=86400.0, writers=[("worker (user app, from 10.0.0.7)", 1, NOW)])),
+        replace(LAST, late=replace(FROZEN, writes=1, last_write_s=86400.0,
+                                   writers=[("worker (user app, from 10.0.0.7)", 1, NOW)])),
         "soak",
         "nothing has written the column since the last late write, of worker (user app, from 10.0.0.7), for 1d "
         "(wanted: 7d)",
@@ -82,6 +83,10 @@ REFUSED: dict[str, tuple[Seen, str, str, str]] = {
     ),
     "a late write is not delivered": (
         replace(LAST, late=replace(FROZEN, waiting=2)), "late-writes", "2 wait to be delivered", "cachemig sync --once",
+    ),
+    "a change is not delivered": (
+        replace(LAST, lag_s=4.2), "late-writes",
+        "0 wait to be delivered, and changes of the last 4 s from before it was frozen", "cachemig sync --once",
     ),
     "no archive": (
         replace(LAST, archived_s=None), "archive", "there is none that was read back", "cachemig archive --to PLACE",

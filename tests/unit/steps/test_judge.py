@@ -14,12 +14,12 @@ from cachemig.entries.codec import encode
 from cachemig.entries.entry import EPOCH, Entry, digest
 from cachemig.entries.verdicts import TABLE, Counts, Verdict
 from cachemig.source.scan import Known
-from cachemig.steps.judge import EXPIRY_TOLERANCE_MS, judge
+from cachemig.steps.judge import EXPIRY_TOLERANCE_MS, NOBODY, judge
 from cachemig.targets.redis import Found
 
 NOW = 1_700_000_000_000
 LATER = NOW + 3_600_000
-SETTINGS = Settings(max_lag=30.0)
+SETTINGS = Settings(max_lag=30.0, shape="object")
 TEXT = b'{"a": 1, "b": [2]}'
 SAME = b'{"b":[2.0],"a":1}'
 OTHER = b'{"a": 2, "b": [2]}'
@@ -43,6 +43,9 @@ class Case:
     sha256: bytes | None = digest(TEXT)
     error: str | None = None
     nbytes: int | None = None
+    late_s: float | None = None
+    by_ledger: bool = False
+    alone: range = NOBODY
     # Redis
     value: bytes | None = TEXT
     held: int | None = 3
@@ -60,8 +63,11 @@ class Case:
             self.sha256,
             self.error,
             self.nbytes,
+            self.late_s,
+            self.by_ledger,
         )
-        return judge(known, Found("key", self.value, self.held, self.ttl_ms, self.fault), SETTINGS, NOW)
+        found = Found("key", self.value, self.held, self.ttl_ms, self.fault)
+        return judge(known, found, SETTINGS, NOW, self.alone)
 
 
 V = Verdict
@@ -251,6 +257,63 @@ def test_every_verdict_has_its_case() -> None:
 def test_whatever_is_not_good_has_a_reason() -> None:
     for case in CASES.values():
         assert bool(case.why) is (TABLE[case.verdict].counts is not Counts.GOOD)
+
+
+# The column is frozen, or gone
+
+ALONE = range(EPOCH, 2 * EPOCH)
+newer = replace(Case(V.NEWER), alone=ALONE, held=EPOCH + 1, value=OTHER)
+gone = replace(Case(V.MATCH), alone=ALONE, by_ledger=True, text=None, nbytes=len(TEXT))
+
+FROZEN = {
+    "written to Redis alone": newer,
+    "the last of that epoch": replace(newer, held=2 * EPOCH - 1),
+    "removed there, or expired": replace(newer, value=None, ttl_ms=None),
+    "without a row": replace(newer, text=None, state=None, ledger_version=None),
+    "of a failed key": replace(newer, state="failed", error="no"),
+    "of an epoch to come": replace(
+        newer, verdict=V.CORRUPT, held=2 * EPOCH, why=f"its version key is ahead of Postgres: {2 * EPOCH} after 3"
+    ),
+    "while the column is in use": replace(
+        newer, verdict=V.CORRUPT, alone=NOBODY, why=f"its version key is ahead of Postgres: {EPOCH + 1} after 3"
+    ),
+    "no JSON": replace(newer, verdict=V.CORRUPT, value=b"{x", why="written to Redis alone: it is not JSON"),
+    "a late write on its way": replace(newer, verdict=V.PENDING, late_s=30.0, why="written to the column 30.0 s ago"),
+    "a late write left behind": replace(
+        newer, verdict=V.STALE, late_s=30.1, why="written to the column 30 s ago, and not delivered"
+    ),
+    "a late write replaces what was equal": replace(
+        Case(V.PENDING), alone=ALONE, late_s=1.0, why="written to the column 1.0 s ago"
+    ),
+    "by the ledger": gone,
+    "by the ledger another one": replace(
+        gone, verdict=V.MISMATCH, value=OTHER,
+        why=f"{len(OTHER)} bytes in Redis, {len(TEXT)} in the ledger, of another digest",
+    ),
+    "by the ledger another size": replace(
+        gone, verdict=V.CORRUPT, nbytes=1, why="the ledger's size is not that of the value"
+    ),
+    "by the ledger missing": replace(gone, verdict=V.MISSING, value=None, ttl_ms=None, why=MISSING),
+    "by the ledger expired": replace(
+        gone, verdict=V.EXPIRED, value=None, ttl_ms=None, ledger_expires=NOW
+    ),
+    "by the ledger removed": replace(gone, verdict=V.SKIPPED, state="removed", value=None, ttl_ms=None),
+    "by the ledger removed, and back": replace(gone, verdict=V.RESURRECTED, state="removed", why=CLEARED),
+    "by the ledger unknown": replace(
+        gone, verdict=V.RESURRECTED, state=None, ledger_version=None, version=0, held=None, why=CLEARED
+    ),
+    "by the ledger past its time, and filled again": replace(gone, state="expired"),
+    "by the ledger past its time, and never to expire": replace(
+        gone, verdict=V.CORRUPT, state="expired", ttl_ms=None, why="the ledger calls it expired, Redis holds it"
+    ),
+    "by the ledger newer": replace(gone, verdict=V.NEWER, held=EPOCH, value=OTHER),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_once_the_column_is_frozen(name: str) -> None:
+    case = FROZEN[name]
+    assert case.judged() == (case.verdict, case.why)
 
 
 versions = st.integers(0, 3)

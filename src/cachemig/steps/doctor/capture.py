@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from cachemig.ladder import CAPTURED, to_run
+from cachemig.ladder import CAPTURED, Phase, to_run
 from cachemig.source import capture, queries
 from cachemig.steps.doctor.finding import Said, error, note, ok, warning
 from cachemig.steps.doctor.subjects import Source, one
+
+FROZEN = frozenset({Phase.REDIS_ONLY, Phase.DROPPED})
 
 
 def before_triggers(source: Source) -> Said:
@@ -80,6 +82,11 @@ def triggers(source: Source) -> Said:
         )
     if phase in CAPTURED:
         return ok(f"{count} triggers are in place and fire always")
+    if count and phase in FROZEN:
+        return warning(
+            f"{count} triggers of capture are on the table, though the column is frozen",
+            "remove them: DROP TRIGGER cachemig_capture ON the table, and those named like it",
+        )
     if count and source.visible:
         return warning(
             f"{count} triggers of capture are on the table, though the phase does not want them",
@@ -90,4 +97,24 @@ def triggers(source: Source) -> Said:
             f"{count} triggers of capture are on the table; this role may not see the phase that decides",
             "run sql/roles.sql, and use one of its roles",
         )
-    return ok("capture is off, as it should be " + ("in phase idle" if phase else "before cachemig init"))
+    return ok("capture is off, as it should be " + (f"in phase {phase.value}" if phase else "before cachemig init"))
+
+
+def guard(source: Source) -> Said:
+    """What stands in the place of capture while the column is frozen."""
+    found = capture.guarded(source.conn, source.table)
+    phase = source.migration.phase if source.migration else None
+    if phase is Phase.REDIS_ONLY and found is None:
+        return error(
+            "the phase is redis-only, but the guard is missing or does not fire always: what is written to the column "
+            "goes unnoticed",
+            "cachemig stop-writes --execute puts it back; what came meanwhile: cachemig verify",
+        )
+    if phase is Phase.REDIS_ONLY:
+        return ok(f"the column is guarded: a write to it {'is brought to Redis' if found == 'forward' else 'fails'}")
+    if found is not None and source.visible:
+        return warning(
+            f"the guard is on the table, though the phase is {phase.value if phase else 'not begun'}",
+            "DROP TRIGGER cachemig_guard ON the table, and those named like it",
+        )
+    return ok("no guard is on the table, as it should be while the column is not frozen")

@@ -7,6 +7,7 @@ from psycopg import conninfo
 
 from cachemig import errors
 from cachemig.config import Settings
+from cachemig.ladder import Phase
 from cachemig.source import control
 from cachemig.source.connect import Connection, connect
 from cachemig.source.table import inspect
@@ -37,18 +38,20 @@ def findings(settings: Settings, seen: Seen) -> list[Finding]:
 
 
 def _of_table(settings: Settings, conn: Connection, seen: Seen) -> list[Finding]:
-    try:
-        with brief(conn):
-            inspected = inspect(conn, settings)
-    except errors.CachemigError as exc:
-        return [Finding("table", *error(str(exc), exc.hint))]
     migration, visible = None, True
     try:
         migration = control.find(conn)
     except errors.SourceError:  # the check control-schema tells why
         visible = False
+    dropped = migration is not None and migration.phase is Phase.DROPPED
+    try:
+        with brief(conn):
+            inspected = inspect(conn, settings, column_may_be_gone=dropped)
+    except errors.CachemigError as exc:
+        return [Finding("table", *error(str(exc), exc.hint))]
     source = Source(settings, conn, inspected, migration, visible)
-    found = [look(name, _briefly(check), source) for name, check in TABLE_CHECKS]
+    checks = [(name, check) for name, check in TABLE_CHECKS if not dropped or name in AFTER_DROP]
+    found = [look(name, _briefly(check), source) for name, check in checks]
     table.expect(source, seen)
     return found
 
@@ -149,4 +152,8 @@ TABLE_CHECKS: tuple[tuple[str, Check[Source]], ...] = (
     ("partitions", capture.partitions),
     ("long-transactions", capture.long_transactions),
     ("capture-missing", capture.triggers),
+    ("guard", capture.guard),
 )
+
+AFTER_DROP = frozenset({"table", "control-schema", "capture-missing", "guard"})
+"""What is looked at once the column is gone: nothing is read from the table any more."""

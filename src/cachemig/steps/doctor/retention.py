@@ -12,6 +12,7 @@ from cachemig.targets.faults import target_errors
 
 MEMORY_SHARE = 0.8
 """A migration that would take more of the free memory is a warning."""
+_ALONE = "a restart loses what was written since, and Redis has the only copy of it"
 
 
 def eviction(t: Target) -> Said:
@@ -76,10 +77,14 @@ def persistence(t: Target) -> Said:
     except errors.TargetError:
         return note("no append-only file; the server does not tell of snapshots", "ask what a restart loses")
     if save:
+        if t.seen.alone:
+            return warning(f"snapshots only (save {save}): {_ALONE}", "CONFIG SET appendonly yes")
         return note(
             f"snapshots only (save {save}): a restart loses what came after the last one",
             "after a restart of Redis: cachemig sync --once, unless it runs all the time",
         )
+    if t.seen.alone:
+        return error(f"neither append-only file nor snapshots: {_ALONE}", "CONFIG SET appendonly yes")
     return note(
         "neither append-only file nor snapshots: a restart loses every entry, and the versions with them",
         "while the column is there nothing is lost: sync delivers it again; before Redis is alone: appendonly yes",

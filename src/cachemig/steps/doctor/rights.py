@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachemig.ladder import CAPTURED
+from cachemig.ladder import CAPTURED, Phase
 from cachemig.steps.doctor.finding import Said, error, note, ok, warning
 from cachemig.steps.doctor.subjects import Source, one
 
@@ -24,6 +24,11 @@ def owner(source: Source) -> Said:
         return note(
             f"this role is not a member of the table's owner {source.table.owner}; capture is on already",
             "nothing for backfill, sync and verify; dual-write --disable needs the owner",
+        )
+    if source.migration is not None and source.migration.phase is Phase.REDIS_ONLY:
+        return note(
+            f"this role is not a member of the table's owner {source.table.owner}",
+            "nothing for sync, verify and archive; rollback and drop-column need the owner",
         )
     return error(
         f"this role is not a member of the table's owner {source.table.owner}: dual-write cannot create triggers",

@@ -26,6 +26,8 @@ class Seen:
     """Memory that Redis will need beyond what it holds now. None: not known."""
     delivered: int | None = None
     """Keys that the ledger says are in Redis. None: not known."""
+    alone: bool = False
+    """Redis has the only copy of what is written."""
     clocks: dict[str, float] = field(default_factory=dict)
     """Seconds by which a server's clock is ahead of this machine's."""
 

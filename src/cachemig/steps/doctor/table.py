@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from cachemig.errors import SourceError
+from cachemig.ladder import Phase
 from cachemig.source import chunks, ledger, queries
 from cachemig.source.connect import source_errors
 from cachemig.source.table import size
@@ -63,6 +64,12 @@ def row_key(source: Source) -> Said:
 def expect(source: Source, seen: Seen) -> None:
     """Estimates what Redis will still need: rows * (mean sampled text * ratio + 120), less what is delivered."""
     s, table = source.settings, source.table
+    phase = source.migration.phase if source.migration is not None else None
+    seen.alone = phase in (Phase.REDIS_ONLY, Phase.DROPPED)
+    if phase is Phase.DROPPED:
+        with suppress(SourceError):
+            seen.delivered, seen.expected_bytes = ledger.counts(source.conn).get("delivered", (0, 0))[0], 0
+        return
     # What goes wrong is told by the checks of the rights; redis-memory says that nothing could be compared.
     with suppress(SourceError), brief(source.conn), source_errors():
         rows, _ = plan.count_rows(source.conn, table)

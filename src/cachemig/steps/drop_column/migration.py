@@ -73,7 +73,7 @@ def as_migration(
     """
     forward = _block(statements, title, start, end, command, origin)
     back = _block(reverse, f"reverse of {title}", end, start, command and f"{command} (reverse)", origin)
-    return _written(
+    return written(
         format,
         title,
         (forward,),
@@ -81,7 +81,7 @@ def as_migration(
         statements=tuple(statements),
         reverse_statements=tuple(reverse),
         lock_timeout_s=lock_timeout_s,
-        statement_timeout_s=lock_timeout_s + 60,
+        statement_timeout_s=patience_s(lock_timeout_s),
         down_revision=down_revision,
         at=at,
     )
@@ -94,12 +94,13 @@ def drop_files(
     *,
     soak_s: float,
     accept: Collection[str] = (),
+    no_clients: bool = False,
     down_revision: str | None = None,
     at: datetime | None = None,
 ) -> Files:
     """drop-column as a migration file. Its gates: phase redis-only, the soak over, the last verification passed and
-    fresh, the archive read back, no application on an older phase, nothing depending. The reverse brings back the empty
-    column; `cachemig restore` its data."""
+    fresh, no late write waiting, the archive read back, no application on an older phase (nor none at all, but for
+    `no_clients`), nothing depending. The reverse brings back the empty column; `cachemig restore` its data."""
     names = [c.name for c in inspection.columns] or list(inspection.gone)
     table, regclass = _table(inspection.table)
     title = f"drop column {', '.join(names)} of {inspection.table}"
@@ -114,6 +115,7 @@ def drop_files(
         fresh=sql.Literal(f"{settings.verify_fresh:g} seconds"),
         pattern=sql.Literal(pattern(names)),
         accept=sql.Literal(sorted(accept)),
+        no_clients=sql.SQL("true" if no_clients else "false"),
         regclass=regclass,
         lock=_bare("drop_lock", table=table),
         tries=sql.Literal(FILE_TRIES),
@@ -137,7 +139,7 @@ def drop_files(
         "drop-column (reverse)",
         None,
     )
-    return _written(
+    return written(
         format,
         title,
         ("\n".join([*note, block]),),
@@ -146,8 +148,7 @@ def drop_files(
         reverse_statements=tuple(recreate["column"]),
         reverse_tail=tail,
         lock_timeout_s=settings.lock_timeout,
-        # The file waits inside one statement, so this covers every try.
-        statement_timeout_s=FILE_TRIES * (settings.lock_timeout + _LONGEST_SLEEP_S) + 60,
+        statement_timeout_s=patience_s(settings.lock_timeout),
         down_revision=down_revision,
         at=at,
     )
@@ -164,6 +165,11 @@ def limits(lock_timeout_s: float, statement_timeout_s: float) -> sql.Composed:
         lock_timeout=_milliseconds(lock_timeout_s),
         statement_timeout=_milliseconds(statement_timeout_s),
     )
+
+
+def patience_s(lock_timeout_s: float) -> float:
+    """A file waits inside one statement, so its timeout covers every try."""
+    return FILE_TRIES * (lock_timeout_s + _LONGEST_SLEEP_S) + 60
 
 
 def alter(table: str, names: Sequence[str]) -> sql.Composed:
@@ -238,7 +244,7 @@ def _block(
 ) -> str:
     """One DO statement that runs the others, where it may."""
     say = sql.Literal(f"cachemig: {title}: there is no migration in this database, nothing is done").as_string(None)
-    lines = ["DO $cachemig$", "DECLARE", "    phase_now text;", "BEGIN"]
+    lines = ["DO $cachemig$", "DECLARE", "    phase_now text;", "    tries     integer := 0;", "BEGIN"]
     if origin:
         here = (
             "pg_catalog.pg_control_system() AS c WHERE c.system_identifier::text = {} "
@@ -256,10 +262,39 @@ def _block(
             lines += [absent, f"        RAISE NOTICE USING MESSAGE = {say};", "        RETURN;", "    END IF;"]
     if start is not None or end is not None:
         lines += _phase_check(start, end, title)
-    lines += [f"    EXECUTE {_quoted(text)};" for text in statements]
+    lines += executed(statements)
     if command is not None:
         lines += _recorded(command, start, end)
     return "\n".join([*lines, "END", "$cachemig$;"])
+
+
+def executed(statements: Sequence[str]) -> list[str]:
+    """Lines that run the statements one after the other, inside a block that declares `tries`. The table's lock is
+    asked for as the drop does it: for lock_timeout at a time, then the application goes first."""
+    lines = []
+    for text in statements:
+        run = f"EXECUTE {_quoted(text)};"
+        if not re.sub(r"^\s*--.*$", "", text, flags=re.MULTILINE).lstrip().startswith("LOCK TABLE"):
+            lines.append(f"    {run}")
+            continue
+        lines += [
+            "    LOOP",
+            "        tries := tries + 1;",
+            "        BEGIN",
+            f"            {run}",
+            "            EXIT;",
+            "        EXCEPTION WHEN lock_not_available THEN",
+            f"            IF tries >= {FILE_TRIES} THEN",
+            "                RAISE EXCEPTION USING ERRCODE = 'lock_not_available',",
+            "                    MESSAGE = 'cachemig: the table was in use at every try; nothing was changed',",
+            "                    HINT = 'a long transaction holds it; run this migration again when it has ended';",
+            "            END IF;",
+            f"            PERFORM pg_catalog.pg_sleep(least({_LONGEST_SLEEP_S}, 0.2 * 2.0 ^ tries)"
+            " * (0.5 + pg_catalog.random() / 2));",
+            "        END;",
+            "    END LOOP;",
+        ]
+    return lines
 
 
 def _phase_check(start: Phase | None, end: Phase | None, title: str) -> list[str]:
@@ -309,7 +344,7 @@ def _quoted(text: str) -> str:
     return f"{tag}\n{text.strip().removesuffix(';')}\n{tag}"
 
 
-def _written(
+def written(
     format: Format,  # noqa: A002
     title: str,
     forward: Sequence[str],
@@ -321,8 +356,10 @@ def _written(
     statement_timeout_s: float,
     down_revision: str | None,
     at: datetime | None,
+    tail: Sequence[str] = (),
     reverse_tail: Sequence[str] = (),
 ) -> Files:
+    """Blocks as a file of this format. `tail`, `reverse_tail`: comments that stand at the end."""
     first = limits(lock_timeout_s, statement_timeout_s).as_string(None)
     when = at or datetime.now(UTC)
     slug = "cachemig_" + re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")[:60].rstrip("_")
@@ -341,8 +378,9 @@ def _written(
     stamp = f"{when:%Y%m%d%H%M%S}_" if format == "supabase" else ""
     return Files(
         f"{stamp}{slug}.sql",
-        document(head, forward, ()),
-        f"{stamp}{slug}.reverse.sql" if back else None,
+        document(head, forward, tail),
+        # Without a stamp: where it lies beside the others, Supabase is not to take it for one more migration.
+        f"{slug}.reverse.sql" if back else None,
         document(f"-- cachemig: the reverse of: {title}.", back, reverse_tail) if back else None,
         statements,
         reverse_statements,

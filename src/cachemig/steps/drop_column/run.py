@@ -4,9 +4,10 @@ limit is reached. Its reversible rehearsal is brownout.py."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_random_exponential
@@ -29,6 +30,10 @@ STATEMENT_TIMEOUT_S = 60.0
 AGAIN = "nothing was changed; run the same command again: cachemig drop-column --execute"
 
 Gate = Callable[[Connection], None]
+
+
+class NotYet(Refused):
+    """Something is under way that ends by itself: the step is tried again."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,15 @@ def drop(
     gate: Gate,
     gate_inside: Gate | None = None,
     tries: int = TRIES,
+    figures: Mapping[str, Any] | None = None,
 ) -> Generator[Progress, None, Dropped]:
     """Drops the column, and `with_columns` with it, in one transaction with phase, journal and NOTIFY: all or nothing.
 
     `gate` raises where the drop is not allowed; it is asked under the lease `ladder` before each try, `gate_inside`
-    (for what is cheap, and opens no transaction) once more inside it. Waits for the table for `lock_timeout` at each of
+    (for what is cheap, and opens no transaction) once more under the table's lock, when no write to the column can come
+    any more. Where one of them raises NotYet the step is tried again. Waits for the table for `lock_timeout` at each of
     `tries`; those who hold it are named in the progress, and never ended. `accept`: see Inspection.in_the_way().
+    `figures` are kept in the journal too; they are read when the step is recorded.
 
     Raises Refused, naming what depends on the column; LockNotGranted when the table was in use at every try, with
     nothing changed; Interrupted likewise.
@@ -119,7 +127,7 @@ def drop(
                 with transaction(conn, read_only=True, lock_timeout_s=settings.lock_timeout):
                     found = look(conn, settings, with_columns)
                 _nothing_in_the_way(found, accept)
-                running = _try(conn, watcher, settings, stop, found, names, fence, gate_inside, waited, number)
+                running = _try(conn, watcher, settings, stop, found, names, fence, gate_inside, waited, number, figures)
                 with closing(running):
                     while True:
                         try:
@@ -129,9 +137,11 @@ def drop(
                             break
                         yield Progress(number, tries, "tries", waiting=_waiting(waited))
             outcome = attempt.retry_state.outcome
-            if outcome is not None and isinstance(outcome.exception(), LockNotGranted | SourceUnavailable):
+            failed = None if outcome is None else outcome.exception()
+            if isinstance(failed, LockNotGranted | SourceUnavailable | NotYet):
                 stop.check(AGAIN)
-                yield Progress(number, tries, "tries", waiting=f"{_waiting(waited)}; the application goes first")
+                why = str(failed) if isinstance(failed, NotYet) else f"{_waiting(waited)}; the application goes first"
+                yield Progress(number, tries, "tries", waiting=why)
         return result
 
 
@@ -154,17 +164,18 @@ def _try(
     gate_inside: Gate | None,
     waited: Waited,
     number: int,
+    figures: Mapping[str, Any] | None,
 ) -> Generator[None, None, Dropped]:
     table = find(conn, settings)
     with source_errors(), transaction(conn, lock_timeout_s=settings.lock_timeout):
         # Before any lock that an application could wait for.
         conn.execute(migration.limits(settings.lock_timeout, settings.lock_timeout + STATEMENT_TIMEOUT_S))
         conn.execute(queries.text("control", "lock_migration"))
-        if gate_inside is not None:
-            gate_inside(conn)
         lock = queries.query("drop_column", "drop_lock", table=table.identifier)
         yield from run_watched(conn, watcher, lock, stop, waited, AGAIN)
         locked = time.monotonic()
+        if gate_inside is not None:
+            gate_inside(conn)
         triggers = [str(row[0]) for row in _own_triggers(conn, table.oid)]
         conn.execute(migration.own_triggers(found.table))
         conn.execute(migration.alter(found.table, names))
@@ -174,7 +185,8 @@ def _try(
         ).rowcount
         if not moved:
             raise LeaseHeld("another run has moved the ladder meanwhile")
-        control.journal(conn, "drop-column", migration.figures_of(found, names), phase_from=Phase.REDIS_ONLY)
+        kept = {**migration.figures_of(found, names), **(figures or {})}
+        control.journal(conn, "drop-column", kept, phase_from=Phase.REDIS_ONLY)
         if found.postgrest:
             conn.execute(queries.text("drop_column", "drop_notify"))
     recreate = found.recreate
@@ -204,13 +216,17 @@ def _retrying(stop: Stop, tries: int, waited: Waited) -> Retrying:
 
     def again(exc: BaseException) -> bool:
         # A deadlock is told as a rollback by the server; a lost connection could not be gone on with here.
-        return isinstance(exc, LockNotGranted) or (isinstance(exc, SourceUnavailable) and "rolled back" in str(exc))
+        deadlock = isinstance(exc, SourceUnavailable) and "rolled back" in str(exc)
+        return deadlock or isinstance(exc, LockNotGranted | NotYet)
 
     def done(state: RetryCallState) -> bool:
         return stop.requested or limit(state)
 
-    def given_up(_: RetryCallState) -> None:
+    def given_up(state: RetryCallState) -> None:
         stop.check(AGAIN)
+        last = None if state.outcome is None else state.outcome.exception()
+        if isinstance(last, NotYet):
+            raise last
         raise LockNotGranted(
             f"the table was in use at each of {tries} tries, nothing was changed; {_waiting(waited)}",
             hint="cachemig ends nobody: wait for them, or end them yourself; then run the same command again",

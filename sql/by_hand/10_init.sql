@@ -1,0 +1,195 @@
+-- The control schema, and the migration in phase idle: what `cachemig init` makes.
+--
+--   psql -X -d DATABASE -v table=therapy_sessions -v column=analytics_cache -v key=file_hash -f sql/by_hand/10_init.sql
+--
+-- Safe on a live system, because it touches no table of the application: only new objects in a schema of its own, in one
+-- transaction. Where the settings of cachemig.toml are others than the defaults, give them all, as one line of JSON with sorted names: -v
+-- settings='{"codec": "json", ...}'; `cachemig status` says which differ. The functions that applications may call in SQL come with
+-- the first `cachemig dual-write`, which changes nothing else where 20_dual_write.sql was run.
+-- Taken back by: DROP SCHEMA cachemig CASCADE, while the phase is idle.
+
+-- Written by scripts/by_hand.py, out of the statements of sql/*.sql.
+
+\set ON_ERROR_STOP on
+
+BEGIN;
+SET LOCAL lock_timeout = '2s';
+SET LOCAL statement_timeout = '60s';
+SET LOCAL idle_in_transaction_session_timeout = '60s';
+SET LOCAL application_name = 'cachemig init';
+
+-- Skipped where the schema is there: a DBA may have made it for a role that cannot create schemas (sql/roles.sql).
+CREATE SCHEMA cachemig;
+
+-- Safe on a live system: only new objects in the tool's own schema, in one transaction.
+
+-- A key may be longer than a B-tree entry may be (2,704 bytes), so keys are indexed by their SHA-256. Doubling the
+-- backslashes makes decode('escape') give the text's own bytes; unlike convert_to() that is immutable, so that the
+-- function can stand in an index and is inlined.
+CREATE FUNCTION cachemig.key_id(key text) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN pg_catalog.sha256(pg_catalog.decode(pg_catalog.replace(key, E'\\', E'\\\\'), 'escape'));
+
+CREATE TABLE cachemig.migration (
+    only_one     boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    phase        text NOT NULL,
+    percent      double precision NOT NULL DEFAULT 0 CHECK (percent BETWEEN 0 AND 100),  -- of the keys, read from Redis
+    -- -1: none begun; the first is 0. Below 8192, so that epoch * 2^40 + count stays exact in Lua's doubles.
+    epoch        integer NOT NULL DEFAULT -1 CHECK (epoch BETWEEN -1 AND 8191),
+    frozen_epoch integer,     -- of the column, from stop-writes on: what is read of it keeps that epoch; null: in use
+    settings     jsonb NOT NULL,
+    fingerprint  text NOT NULL,
+    layout       jsonb,       -- what the chunks were laid out over; null: not laid out, or void
+    timeline     text,        -- of the Postgres that capture was committed on; another one may have lost commits
+    redis_run    text,        -- run id of the Redis that was filled; another run may have lost writes
+    paused_by    text,        -- who paused the workers; null: they work
+    max_rate     bigint,      -- bytes a second for each worker; null: as each was told, 0: no limit
+    redis_marker text,        -- what stands under the marker key; gone after a FLUSHALL or on another server
+    changed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_by   text NOT NULL
+);
+COMMENT ON TABLE cachemig.migration IS 'cachemig: the one migration of this database';
+
+CREATE TABLE cachemig.journal (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    who        text NOT NULL,
+    command    text NOT NULL,
+    phase_from text,
+    phase_to   text,
+    epoch      integer,
+    figures    jsonb NOT NULL DEFAULT '{}'
+);
+COMMENT ON TABLE cachemig.journal IS 'cachemig: every command that changed something';
+
+-- A change is deleted as soon as it is delivered, so the table turns over all the time: vacuum it by number of rows.
+CREATE TABLE cachemig.change (
+    id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    key text NOT NULL,
+    at  timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0,
+        autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000);
+-- By a cheap hash, because every write of the application pays for it: a collision costs one row more to look at.
+CREATE INDEX change_key ON cachemig.change (pg_catalog.hashtextextended(key, 0));
+COMMENT ON TABLE cachemig.change IS 'cachemig: one row per committed write that is not delivered yet';
+
+CREATE TABLE cachemig.truncation (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE cachemig.truncation IS 'cachemig: TRUNCATEs whose transaction could not see every row; stands for a change of every key';
+
+CREATE TABLE cachemig.version (
+    key_id bytea PRIMARY KEY,
+    key    text NOT NULL,
+    count  bigint NOT NULL
+);
+COMMENT ON TABLE cachemig.version IS 'cachemig: changes of each key that have been delivered and folded';
+
+CREATE TABLE cachemig.entry (
+    key_id        bytea PRIMARY KEY,
+    key           text NOT NULL,
+    version       bigint NOT NULL,
+    state         text NOT NULL CHECK (state IN ('delivered', 'expired', 'set-aside', 'failed', 'removed')),
+    sha256        bytea,  -- of the column's text
+    bytes         bigint,
+    stored_sha256 bytea,  -- of the bytes in Redis; null where they are the text itself
+    expires_at    timestamptz,
+    error         text,
+    written_at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX entry_state ON cachemig.entry (state) WHERE state IN ('set-aside', 'failed');
+COMMENT ON TABLE cachemig.entry IS 'cachemig: the ledger, one row per key that was ever handled';
+
+CREATE TABLE cachemig.repair (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    who           text NOT NULL,
+    key           text NOT NULL,
+    how           text NOT NULL CHECK (how IN ('decoded', 'recomputed')),
+    fault         text NOT NULL,  -- what was wrong with it
+    profile       text,           -- of the algorithm; null where it was decoded
+    code_version  text NOT NULL,  -- of this tool
+    before        text NOT NULL,  -- what the column held
+    before_sha256 bytea NOT NULL,
+    after_sha256  bytea NOT NULL,
+    undone_at     timestamptz
+);
+COMMENT ON TABLE cachemig.repair IS 'cachemig: corrupt values that were repaired in the table, and what stood there';
+
+CREATE TABLE cachemig.chunk (
+    id          integer PRIMARY KEY,
+    lower       text[],      -- inclusive; null: from the beginning
+    upper       text[],      -- exclusive; null: to the end
+    state       text NOT NULL DEFAULT 'todo' CHECK (state IN ('todo', 'running', 'done')),
+    owner       text,
+    lease_until timestamptz,
+    attempts    integer NOT NULL DEFAULT 0,
+    figures     jsonb
+);
+COMMENT ON TABLE cachemig.chunk IS 'cachemig: ranges of the primary key, the unit of backfill and resume';
+
+CREATE TABLE cachemig.lease (
+    name       text PRIMARY KEY,
+    owner      text NOT NULL,
+    expires_at timestamptz NOT NULL,
+    fence      bigint NOT NULL DEFAULT 1
+);
+COMMENT ON TABLE cachemig.lease IS 'cachemig: who may move the ladder at the moment';
+
+CREATE TABLE cachemig.client (
+    id          text PRIMARY KEY,
+    name        text NOT NULL,
+    phase       text,              -- what it acts on, with percent and epoch; null: registered, nothing taken up yet
+    percent     double precision,
+    epoch       integer,
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    lease_until timestamptz NOT NULL,  -- live before that; its row stays a day for its stats
+    stats       jsonb NOT NULL DEFAULT '{}'
+);
+COMMENT ON TABLE cachemig.client IS 'cachemig: applications that route by phase; a step waits for the live ones';
+
+CREATE TABLE cachemig.archive (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    who        text NOT NULL,
+    location   text NOT NULL,
+    rows       bigint NOT NULL,
+    entries    bigint NOT NULL,
+    bytes      bigint NOT NULL,    -- of the rows' texts
+    sha256     bytea NOT NULL,     -- of the file
+    epoch      integer NOT NULL,
+    checked_at timestamptz         -- read back, and equal to every row of the table; null: it counts for nothing
+);
+COMMENT ON TABLE cachemig.archive IS 'cachemig: files that hold the column, each read back before it is named here';
+
+CREATE TABLE cachemig.late_write (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    key           text NOT NULL,
+    kind          text NOT NULL CHECK (kind IN ('write', 'delete')),
+    value         text,    -- null: there is to be none
+    writer        text NOT NULL,
+    taken_version bigint,  -- what Redis held when it was taken up: it replaces that, and nothing newer
+    taken_marker  text,    -- of the Redis that it was taken up with: after a loss versions may come again
+    outcome       text CHECK (outcome IN ('delivered', 'superseded', 'set-aside', 'failed')),
+    error         text,
+    done_at       timestamptz
+);
+CREATE INDEX late_write_waiting ON cachemig.late_write (id) WHERE outcome IS NULL;
+COMMENT ON TABLE cachemig.late_write IS 'cachemig: writes to the column after it was frozen, and removed rows; delivered to Redis';
+
+\if :{?settings}
+\else
+    SELECT '{"codec": "json", "column": ' || pg_catalog.to_json(:'column'::text) || ', "copies_corrupt": false, "key_column": ' || pg_catalog.to_json(:'key'::text) || ', "key_template": "analysis:{key}", "max_value_bytes": 268435456, "order_by": "created_at", "shape": "emg", "table": ' || pg_catalog.to_json(:'table'::text) || ', "ttl": 2592000.0, "ttl_from": "last_accessed_at", "ttl_jitter": 0.1}' AS settings \gset
+\endif
+
+-- The fingerprint is of this very text: by it the tool knows whether it is run with the same settings.
+INSERT INTO cachemig.migration (phase, settings, fingerprint, changed_by)
+VALUES ('idle', :'settings', pg_catalog.left(pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(:'settings', 'UTF8')), 'hex'), 16),
+        session_user || ' (by hand)');
+INSERT INTO cachemig.journal (who, command, phase_to, epoch, figures)
+SELECT session_user || ' (by hand)', 'init', phase, epoch, pg_catalog.jsonb_build_object('settings', settings)
+FROM cachemig.migration;
+COMMIT;
