@@ -7,7 +7,7 @@ import pytest
 from psycopg import errors as pg
 
 from cachemig.errors import LockNotGranted, Refused
-from cachemig.steps import dual_write
+from cachemig.steps import dual_write, retry
 from tests.integration.conftest import TABLE, Migrating, finish
 
 
@@ -147,7 +147,7 @@ def test_names_that_need_quoting(migrating: Migrating) -> None:
 def test_capture_waits_briefly_for_the_table_and_lets_the_application_through(
     captured: Migrating, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dual_write, "_TRIES", 2)
+    monkeypatch.setattr(retry, "LOCK_TRIES", 2)
     with psycopg.connect(captured.dsn) as writer:
         writer.execute("UPDATE sessions SET hits = 1")  # holds the table until it commits
         step = dual_write.switch(captured.settings, captured.target, enable=False)

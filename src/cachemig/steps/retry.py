@@ -46,13 +46,16 @@ def attempts(settings: Settings, stop: Stop) -> Iterator[AttemptManager]:
     )
 
 
-def lock_attempts(tries: int = 30) -> Iterator[AttemptManager]:
+LOCK_TRIES = 30
+
+
+def lock_attempts() -> Iterator[AttemptManager]:
     """Tries at a step that takes the table's lock, for `lock_timeout` each; in between the application goes first."""
     return iter(
         Retrying(
             retry=retry_if_exception_type(errors.LockNotGranted),
             wait=wait_random_exponential(multiplier=1.0, min=0.2, max=10.0),
-            stop=stop_after_attempt(tries),
+            stop=stop_after_attempt(LOCK_TRIES),
             reraise=True,
         )
     )
