@@ -122,7 +122,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests marked `long`, which take minutes")
 
 
-BOTH_SETS = ("test_acl", "test_capture", "test_epoch", "test_fence", "test_sync", "test_verify")
+BOTH_SETS = ("test_acl", "test_capture", "test_fence", "test_verify", "test_stop_writes")
 """What most depends on the versions of the servers runs on the second set too; the rest does with --long."""
 
 

@@ -86,7 +86,7 @@ STEPS: tuple[Step, ...] = (
         Phase.CUTOVER,
         Phase.REDIS_ONLY,
         "stop-writes",
-        ("clients", "servers", "soak", "verify", "lag", "expiring"),
+        ("clients", "capture", "servers", "soak", "verify", "lag", "expiring"),
     ),
     Step(Phase.REDIS_ONLY, Phase.CUTOVER, "rollback"),
     Step(

@@ -75,7 +75,9 @@ def test_killed_ten_times_in_a_row_with_writers_running(operator: Operator, sess
     assert counts["set-aside"] == len(planted.corrupt)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_stopped_and_resumed(
     operator: Operator, table: Table, redis: Redis, prefix: str, number: signal.Signals, code: int
 ) -> None:

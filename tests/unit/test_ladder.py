@@ -116,7 +116,7 @@ BEFORE: dict[tuple[tuple[Phase, float], tuple[Phase, float]], tuple[str, ...]] =
     ((CUTOVER, 10), (CUTOVER, 9.5)): (),
     ((CUTOVER, 100), (CUTOVER, 0)): (),
     ((CUTOVER, 100), (DUAL_WRITE, 0)): (),
-    ((CUTOVER, 100), (REDIS_ONLY, 0)): ("clients", "servers", "soak", "verify", "lag", "expiring"),
+    ((CUTOVER, 100), (REDIS_ONLY, 0)): ("clients", "capture", "servers", "soak", "verify", "lag", "expiring"),
     ((REDIS_ONLY, 0), (CUTOVER, 100)): (),
     ((REDIS_ONLY, 0), (DROPPED, 0)): ("clients", "servers", "soak", "verify", "late-writes", "archive", "dependents"),
     ((DROPPED, 0), (REDIS_ONLY, 0)): (),
