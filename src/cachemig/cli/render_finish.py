@@ -62,6 +62,7 @@ def archived(screen: Screen, result: Archived) -> None:
         screen.line(f"begun anew: {result.began_anew}")
     if not result.frozen:
         screen.line("the column is still written to: this is what it held just now")
+    screen.next("keep it where backups are kept; cachemig drop-column shows what the drop still wants")
 
 
 def forgotten(screen: Screen, result: Forgotten) -> None:
