@@ -134,7 +134,9 @@ def up_and_down(case: Migrating) -> list[Callable[[], None]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("faults", [pytest.param("none", marks=pytest.mark.long), "kill", "freeze"])
+@pytest.mark.parametrize(
+    "faults", [pytest.param("none", marks=pytest.mark.long), "kill", pytest.param("freeze", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_no_read_is_older_than_the_last_acknowledged_write(
     migrating: Migrating, own_redis: OwnRedis, faults: str, seed: int
@@ -202,7 +204,9 @@ def _synced(case: Migrating) -> bool:
     return False
 
 
-@pytest.mark.parametrize("faults", [pytest.param("none", marks=pytest.mark.long), "kill", "freeze"])
+@pytest.mark.parametrize(
+    "faults", [pytest.param("none", marks=pytest.mark.long), pytest.param("kill", marks=pytest.mark.long), "freeze"]
+)
 def test_no_read_is_older_in_redis_only(migrating: Migrating, own_redis: OwnRedis, faults: str) -> None:
     server = own_redis({"appendonly": "yes", "appendfsync": "always"}, tcp=True)
     migrating.use_redis(server.url)
