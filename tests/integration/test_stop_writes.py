@@ -11,12 +11,12 @@ import pytest
 from psycopg import errors as pg
 
 from cachemig.entries.entry import EPOCH
-from cachemig.errors import Refused
+from cachemig.errors import LockNotGranted, Refused
 from cachemig.ladder import Phase
 from cachemig.service import Source, WriteFailed
 from cachemig.source import capture, control
 from cachemig.source.table import inspect
-from cachemig.steps import copy_back, cutover, late_writes, rollback, stop_writes
+from cachemig.steps import copy_back, cutover, late_writes, retry, rollback, stop_writes
 from cachemig.stop import Stop
 from tests.integration.conftest import Migrating, finish
 from tests.integration.serving import opened_sync, until
@@ -464,6 +464,25 @@ def test_what_was_copied_back_is_not_undone_by_an_older_late_write(frozen: Froze
     assert moved.copied is not None
     assert moved.copied.late == 0
     assert frozen.column()["a"] == '{"v": "newer"}'
+
+
+def test_given_up_behind_the_fence_writes_go_on(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    m = frozen.m
+    monkeypatch.setattr(retry, "LOCK_TRIES", 1)
+    with psycopg.connect(m.dsn) as busy:
+        busy.execute("SELECT count(*) FROM sessions")  # holds the table until it ends
+        with pytest.raises(LockNotGranted):
+            frozen.back()
+    assert not control.require(m.conn, m.settings).fenced
+    running = rollback.rollback(m.settings, m.target, Stop())
+    frozen.alone("a", b'{"v": "alone"}')
+    while not control.require(m.conn, m.settings).fenced:
+        next(running)
+    running.close()  # as a second Ctrl-C does
+    assert not control.require(m.conn, m.settings).fenced
+    frozen.alone("b", b'{"v": "goes on"}')
+    frozen.back()
+    assert (frozen.column()["a"], frozen.column()["b"]) == ('{"v": "alone"}', '{"v": "goes on"}')
 
 
 def test_the_fence_goes_with_what_redis_loses(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,11 @@ from psycopg import sql
 
 from cachemig.config import Settings
 from cachemig.entries.codec import Undecodable, decode
-from cachemig.errors import LeaseHeld, Refused, SourceError
+from cachemig.errors import CachemigError, LeaseHeld, Refused, SourceError
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import capture, control, queries
-from cachemig.source.connect import Connection, transaction
+from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import epoch
 from cachemig.steps.epoch import Prepared
@@ -66,7 +67,8 @@ def copy_back(
 ) -> Generator[Progress, None, CopiedBack]:
     """Leads from redis-only to cutover 100 %. Killed at any point, the same command does what is left.
 
-    Raises Refused where keys have no place in the table and were not accepted by number; Redis is then as it was.
+    Raises Refused where keys have no place in the table and were not accepted by number, LockNotGranted where the table
+    was in use at every try, Interrupted: writes to Redis alone then go on as before.
     """
     result = CopiedBack()
     migration = control.require(session.get(), settings, "rollback")
@@ -83,10 +85,11 @@ def copy_back(
             try:
                 yield from run.copy()
                 run.require_room(accept_left)
-            except Refused:
-                _lift(session.get(), target, migration)
+                ended = yield from _end(run, prepared, fence)
+            except BaseException:  # whatever it was, writes are not to be refused until somebody comes
+                with suppress(CachemigError), connect(settings) as conn:  # the other one may be gone
+                    _lift(conn, settings, target, prepared)
                 raise
-            ended = yield from _end(run, prepared, fence)
         result.writes_refused_s = round(time.monotonic() - began, 3)
     return result
 
@@ -203,10 +206,13 @@ def _fence(conn: Connection, migration: control.Migration, target: RedisTarget) 
     return prepared
 
 
-def _lift(conn: Connection, target: RedisTarget, migration: control.Migration) -> None:
-    assert migration.frozen_epoch is not None
+def _lift(conn: Connection, settings: Settings, target: RedisTarget, prepared: Prepared) -> None:
+    """Has writes to Redis alone accepted again, unless the fence is another run's by now or the end was committed."""
     with transaction(conn):
         conn.execute(queries.text("control", "lock_migration"))
+        migration = control.require(conn, settings)
+        if migration.frozen_epoch is None or migration.redis_marker != prepared.identity.marker:
+            return
         target.plant_marker(migration.frozen_epoch)
         identity = target.identity()
         _identify(conn, identity.run, identity.marker)
