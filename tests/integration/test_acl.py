@@ -22,7 +22,9 @@ from cachemig.steps import doctor, dual_write
 from cachemig.steps.clean import clean
 from cachemig.steps.plan import plan
 from cachemig.steps.resync import resync
+from cachemig.targets.keys import slot
 from tests.conftest import REPOSITORY, OwnRedis
+from tests.integration.cluster import RedisCluster
 from tests.integration.conftest import Migrating, finish
 from tests.integration.serving import move, opened_sync
 
@@ -30,6 +32,9 @@ DEPLOY = (REPOSITORY / "docs" / "deploy.md").read_text()
 UNIT = REPOSITORY / "docs" / "examples" / "cachemig-sync.service"
 ACL = next(line for line in DEPLOY.splitlines() if line.startswith("ACL SETUSER cachemig "))
 APPLICATION_ACL = next(line for line in DEPLOY.splitlines() if line.startswith("ACL SETUSER app "))
+((BOTH_ON_A_CLUSTER, CACHEMIG_ON_A_CLUSTER),) = re.findall(
+    r"^Both need (.*?) besides for a Redis Cluster, and the first one (.*?);$", DEPLOY, re.MULTILINE
+)
 PASSWORD = "p@ss"
 
 
@@ -99,6 +104,48 @@ def test_the_documented_user_can_do_everything_and_nothing_is_listed_in_vain(
     used = {name.removeprefix("cmdstat_") for name in admin.info("commandstats")}
     listed = {rule.removeprefix("+") for rule in ACL.split() if rule.startswith("+")}
     assert listed <= used
+
+
+def test_the_documented_users_on_a_cluster(clustered: Migrating, redis_cluster: RedisCluster) -> None:
+    own, both = ({*re.findall(r"\+[a-z|]+", found)} for found in (CACHEMIG_ON_A_CLUSTER, BOTH_ON_A_CLUSTER))
+    digests = {"cachemig": hashlib.sha256(PASSWORD.encode()).hexdigest(), "app": hashlib.sha256(b"app").hexdigest()}
+    for number in range(len(redis_cluster.servers)):
+        for rules, more in ((ACL, both | own), (APPLICATION_ACL, both)):
+            user = rules.split()[2]
+            allowed = rules.replace("SHA256_OF_THE_PASSWORD", digests[user]).split()
+            redis_cluster.do(number, *allowed, *more)
+        redis_cluster.do(number, "ACL", "LOG", "RESET")
+        redis_cluster.do(number, "CONFIG", "RESETSTAT")
+    plain = clustered.redis_url
+    clustered.redis_url = plain.replace("://", "://cachemig:p%40ss@")
+    clustered.set(key_template="analysis:{key}", wait_replicas="1")
+    for key, size in {"tiny": 2, "large": 20_000, "{braced}": 20_000}.items():
+        clustered.put(key, {"x": "y" * size})
+    assert [f for f in doctor.examine(clustered.settings, clustered.target) if f.level is doctor.Level.ERROR] == []
+    clustered.begin()
+    assert clustered.backfill().tally.failed == 0
+    assert clustered.verify().outcome.passed
+    move(clustered, Phase.CUTOVER)
+    number = slot(b"analysis:tiny")
+    home = redis_cluster.owner(number)
+    source = redis_cluster.open_slot(number, (home + 1) % 3)  # so that ASKING is used
+    with opened_sync(clustered, plain.replace("://", "://app:app@")) as cache:
+        assert cache.put("large", {"x": 1}).delivered
+        assert cache.get("tiny") == {"x": "yy"}
+        assert cache.health().redis_reachable
+    assert [found.value is not None for found in clustered.target.fetch(["tiny", "large"])] == [True, True]
+    for server in (source, (home + 1) % 3):
+        redis_cluster.do(server, "CLUSTER", "SETSLOT", number, "STABLE")
+    move(clustered, Phase.DUAL_WRITE)
+    finish(dual_write.switch(clustered.settings, clustered.target, enable=False))
+    finish(clean(clustered.settings, clustered.target, execute=True, values=True))
+    refused, used = set(), set()
+    for client in redis_cluster.clients:
+        refused |= {entry["object"] for entry in client.acl_log()}
+        used |= {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
+        client.execute_command("ACL", "DELUSER", "cachemig", "app")  # type: ignore[no-untyped-call]
+    assert refused <= {"config|get"}
+    assert {rule.removeprefix("+") for rule in own | both} <= used
 
 
 def test_an_application_can_do_everything_as_its_documented_user(as_documented: Migrating, admin: Redis) -> None:

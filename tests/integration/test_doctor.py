@@ -572,7 +572,8 @@ def test_a_node_of_a_cluster(migrating: Migrating, own_redis: OwnRedis) -> None:
     server = own_redis({"cluster-enabled": "yes", "cluster-port": str(bus)}, tcp=True)
     found = redis_of(migrating, server.url)
     assert "redis-cluster" in levels(found, Level.ERROR)
-    assert "writes to one server" in found["redis-cluster"].what
+    assert "redis_url is that of one server" in found["redis-cluster"].what
+    assert "redis+cluster://" in str(found["redis-cluster"].do)
 
 
 @pytest.mark.parametrize(
@@ -679,7 +680,7 @@ def test_a_connection_that_breaks_in_between(migrating: Migrating, own_redis: Ow
     migrating.redis_url = server.url
     migrating.set()
     with RedisTarget(migrating.settings, {}) as target:
-        subject = subjects.Target(migrating.settings, target, subjects.Seen())
+        subject = subjects.Target(migrating.settings, target, subjects.Seen(), target.servers()[0])
         server.kill()
         found = look_at("redis-role", dict(doctor.REDIS_CHECKS)["redis-role"], subject)
     assert (found.level, "could not be looked at" in found.what) == (Level.ERROR, True)

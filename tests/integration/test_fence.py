@@ -19,7 +19,7 @@ from cachemig.errors import (
     TargetUnavailable,
 )
 from cachemig.targets.keys import VERSION, companion
-from cachemig.targets.redis import _SCRIPTS, LARGE, RedisTarget, Write, _calls
+from cachemig.targets.redis import LARGE, SCRIPTS, RedisTarget, Write, _calls
 from tests.conftest import OwnRedis
 
 SMALL_OR_LARGE = pytest.mark.parametrize("length", [10, LARGE + 1], ids=["small", "large"])
@@ -113,7 +113,7 @@ def test_two_senders_of_one_large_value_do_not_mix(target: RedisTarget) -> None:
     # The wire order of the two commands of each: newer SET, older SET, newer script, older script.
     (new_set, new_script), (old_set, old_script) = (_commands(call.packed) for call in packed)
     connection: Any = target.client.connection_pool.get_connection()
-    for body in _SCRIPTS.values():
+    for body in SCRIPTS.values():
         connection.send_command("SCRIPT", "LOAD", body)
         connection.read_response()
     replies = []
@@ -219,3 +219,19 @@ def test_a_dead_server_is_unavailable_and_never_a_miss(own_redis: OwnRedis) -> N
                 call()
         server.start()  # without its data, and without its scripts
         assert put(target, Write("k", 0, b"{}")) == [True]
+
+
+def test_a_key_that_spoils_its_call_while_the_next_pipeline_is_on_its_way(
+    redis_url: str, redis: Redis, prefix: str
+) -> None:
+    """What goes out again one by one must not take the replies to others for its own."""
+    settings = load({"redis_url": redis_url, "key_template": prefix + "{key}", "batch_keys": "4"}, {})
+    redis.rpush(f"cachemig:v:{{{prefix}k1}}", "x")
+    writes = [Write(f"k{n}", 1, text("x", LARGE + 1 if n % 4 == 0 else 10)) for n in range(16)]
+    lengths = {write.key: len(write.value or b"") for write in writes}
+    with RedisTarget(settings, {}) as target:
+        receipts = {r.write.key: r for r in target.deliver(iter(writes))}
+        held = {found.key: len(found.value or b"") for found in target.fetch(list(lengths))}
+    assert [key for key, receipt in receipts.items() if not receipt.written] == ["k1"]
+    assert "WRONGTYPE" in str(receipts["k1"].error)
+    assert held == lengths | {"k1": 0}

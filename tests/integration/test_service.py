@@ -444,7 +444,7 @@ def test_many_tasks_and_many_threads(ready: Migrating) -> None:
 
             await asyncio.gather(*(one(i) for i in range(50)))
             assert cache.stats()["reads"]["redis"]["error"] == 0
-            assert len(cache._store._sockets._idle) <= 5
+            assert len(cache._store._places.sockets(None)._idle) <= 5
 
     run(work)
     with opened_sync(ready, redis_connections=5) as cache:

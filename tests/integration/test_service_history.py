@@ -237,7 +237,7 @@ def test_no_read_is_older_in_redis_only(migrating: Migrating, own_redis: OwnRedi
                 assert not [task for task in tasks if task.done()], [task for task in tasks if task.done()]
             stop.set()
             await asyncio.gather(*tasks)
-            await eventually(lambda: cache._store.breaker.state != "open", 20)
+            await eventually(lambda: cache._store.state != "open", 20)
 
     run(work)
     assert not history.wrong, history.wrong[:5]
@@ -262,15 +262,15 @@ def test_a_write_that_had_no_answer_does_not_undo_the_next_one(migrating: Migrat
                 with pytest.raises(WriteFailed) as caught:
                     cache.put("a", {"n": 1, "large": large})
                 assert caught.value.uncertain
-                cache._store._sockets._factory.connection_kwargs["port"] = server.port  # past what is stuck
+                cache._store._places.sockets(None)._factory.connection_kwargs["port"] = server.port
                 assert cache.put("a", {"n": 2}).delivered
-                cache._store._sockets._factory.connection_kwargs["port"] = proxy.port
+                cache._store._places.sockets(None)._factory.connection_kwargs["port"] = proxy.port
                 proxy.frozen.clear()
                 time.sleep(0.2)
                 assert cache.get("a") == {"n": 2}
-                for connection in cache._store._sockets._idle:
+                for connection in cache._store._places.sockets(None)._idle:
                     connection.disconnect()
-                cache._store._sockets._idle.clear()
+                cache._store._places.sockets(None)._idle.clear()
     finally:
         proxy.close()
 

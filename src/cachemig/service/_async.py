@@ -17,12 +17,15 @@ import psycopg
 import redis.asyncio as redis
 from psycopg_pool import AsyncConnectionPool as ConnectionPool
 from redis import RedisError
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from cachemig.entries.entry import Buffer
 from cachemig.service.faults import Unreachable
 from cachemig.service.options import Options
+from cachemig.targets.address import Address, Node
 
 __all__ = [
     "Background", "Connection", "ConnectionPool", "Event", "Flight", "Flights", "Loader", "Lock", "Semaphore",
@@ -164,19 +167,39 @@ class Sockets:
     """Connections to one Redis. Connecting, TLS and the login are redis-py's; what goes over the wire is packed and
     parsed here, because a time limit must hold for a reply as a whole and yet let a large value pass."""
 
-    def __init__(self, url: str, options: Options, credentials: dict[str, Any]) -> None:
+    def __init__(self, address: Address, node: Node | None, options: Options, credentials: dict[str, Any]) -> None:
+        """`node`: of a cluster. Raises ValueError or TypeError for a URL that cannot be read."""
         self._options = options
+        self._sentinels: list[Any] = []
+        # Sentinels are asked within this, one after another where the first is dead.
+        self._connect_s = options.connect_timeout * (1 + len(address.nodes) * (address.kind == "sentinel"))
         self._idle: list[Any] = []
         self._closed = False
         self._connecting = Semaphore(_AT_ONCE)
-        self._factory = redis.ConnectionPool.from_url(
-            url,
-            protocol=2,
-            socket_connect_timeout=None,  # the limits below hold, and allow for a loop that is busy
-            socket_timeout=None,
-            retry=Retry(NoBackoff(), 0),
+        given: dict[str, Any] = {
+            "protocol": 2,
+            "socket_connect_timeout": None,  # the limits below hold, and allow for a loop that is busy
+            "socket_timeout": None,
+            "retry": Retry(NoBackoff(), 0),
             **credentials,
-        )
+        }
+        if address.kind == "sentinel":
+            self._factory = self._of_sentinels(address, given)
+        else:
+            self._factory = redis.ConnectionPool.from_url(address.url(node) if node else address.text, **given)
+
+    def _of_sentinels(self, address: Address, given: dict[str, Any]) -> Any:
+        """Makes connections to whichever server the sentinels call the primary: each asks them anew."""
+        given = {**given, **parse_url(address.url(address.nodes[0]))}
+        del given["host"], given["port"]
+        if given.pop("connection_class", None) is not None:
+            given["ssl"] = True
+        shared = {name: value for name, value in given.items() if name.startswith("ssl")}
+        limits = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), self._options.connect_timeout)
+        asked = {**shared, **limits, **dict(address.sentinel_login), "protocol": 2, "retry": given["retry"]}
+        sentinel: Any = Sentinel(address.nodes, sentinel_kwargs=asked, **given)  # type: ignore[no-untyped-call]
+        self._sentinels = sentinel.sentinels
+        return sentinel.master_for(address.service).connection_pool
 
     async def exchange(
         self, parts: Sequence[Buffer], nbytes: int, replies: int, hopeless: Callable[[], bool]
@@ -210,8 +233,8 @@ class Sockets:
             for forgives in (True, False):
                 if hopeless():
                     raise Unreachable("breaker-open")
-                connection = self._factory.make_connection()  # type: ignore[no-untyped-call]
-                until = asyncio.get_running_loop().time() + self._options.connect_timeout
+                connection = self._factory.make_connection()
+                until = asyncio.get_running_loop().time() + self._connect_s
                 try:
                     async with asyncio.timeout_at(until):
                         await connection.connect()
@@ -276,8 +299,14 @@ class Sockets:
             connection._writer.transport.abort()
             connection._close()
 
-    async def close(self) -> None:
-        self._closed = True
+    def drop(self) -> None:
+        """Closes what is not in use: another server may be the right one by now."""
         while self._idle:
             self._discard(self._idle.pop())
+
+    async def close(self) -> None:
+        self._closed = True
+        self.drop()
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
         await sleep(0)  # so that the transports are gone when the loop is

@@ -21,11 +21,14 @@ import redis
 from psycopg_pool import ConnectionPool
 from redis import RedisError
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from cachemig.entries.entry import Buffer
 from cachemig.service.faults import Unreachable
 from cachemig.service.options import Options
+from cachemig.targets.address import Address, Node
 
 __all__ = [
     "Background", "Connection", "ConnectionPool", "Event", "Flight", "Flights", "Loader", "Lock", "Semaphore",
@@ -195,20 +198,38 @@ class Sockets:
     """Connections to one Redis. Connecting, TLS and the login are redis-py's; what goes over the wire is packed and
     parsed here, because a time limit must hold for a reply as a whole and yet let a large value pass."""
 
-    def __init__(self, url: str, options: Options, credentials: dict[str, Any]) -> None:
+    def __init__(self, address: Address, node: Node | None, options: Options, credentials: dict[str, Any]) -> None:
+        """`node`: of a cluster. Raises ValueError or TypeError for a URL that cannot be read."""
         self._options = options
+        self._sentinels: list[Any] = []
         self._lock = threading.Lock()
         self._idle: list[Any] = []
         self._closed = False
         self._connecting = Semaphore(_AT_ONCE)
-        self._factory = redis.ConnectionPool.from_url(
-            url,
-            protocol=2,
-            socket_connect_timeout=options.connect_timeout,
-            socket_timeout=options.connect_timeout,
-            retry=Retry(NoBackoff(), 0),
+        given: dict[str, Any] = {
+            "protocol": 2,
+            "socket_connect_timeout": options.connect_timeout,
+            "socket_timeout": options.connect_timeout,
+            "retry": Retry(NoBackoff(), 0),
             **credentials,
-        )
+        }
+        if address.kind == "sentinel":
+            self._factory = self._of_sentinels(address, given)
+        else:
+            self._factory = redis.ConnectionPool.from_url(address.url(node) if node else address.text, **given)
+
+    def _of_sentinels(self, address: Address, given: dict[str, Any]) -> Any:
+        """Makes connections to whichever server the sentinels call the primary: each asks them anew."""
+        given = {**given, **parse_url(address.url(address.nodes[0]))}  # type: ignore[no-untyped-call]
+        del given["host"], given["port"]
+        if given.pop("connection_class", None) is not None:
+            given["ssl"] = True
+        shared = {name: value for name, value in given.items() if name.startswith("ssl")}
+        limits = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), self._options.connect_timeout)
+        asked = {**shared, **limits, **dict(address.sentinel_login), "protocol": 2, "retry": given["retry"]}
+        sentinel: Any = Sentinel(address.nodes, sentinel_kwargs=asked, **given)  # type: ignore[no-untyped-call]
+        self._sentinels = sentinel.sentinels
+        return sentinel.master_for(address.service).connection_pool
 
     def exchange(self, parts: Sequence[Buffer], nbytes: int, replies: int, hopeless: Callable[[], bool]) -> list[Any]:
         """Sends packed commands and returns their replies; an error reply is an element like any other.
@@ -300,9 +321,16 @@ class Sockets:
         with suppress(OSError, RedisError):
             connection.disconnect()
 
-    def close(self) -> None:
+    def drop(self) -> None:
+        """Closes what is not in use: another server may be the right one by now."""
         with self._lock:
-            self._closed = True
             idle, self._idle = self._idle, []
         for connection in idle:
             self._discard(connection)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        self.drop()
+        for sentinel in self._sentinels:
+            sentinel.close()

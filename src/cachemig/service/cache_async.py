@@ -41,6 +41,7 @@ from cachemig.service.route import PINNED, Floor, Floors, Route, Routes, Unanswe
 from cachemig.service.shadow_async import AsyncShadow
 from cachemig.service.stats import Stats
 from cachemig.service.values import ABSENT, State, dumps, expiry, is_empty, loads, settings_of, state_of
+from cachemig.targets.address import address_of
 
 _DEFAULT_REDIS = "redis://localhost:6379/0"
 _TURNS = 4
@@ -115,7 +116,7 @@ class AsyncCacheService:
         self._durations: dict[str, float] = {}
         self._pool: ConnectionPool[Any] | None = None
         self._settings = Settings()
-        self._names: Names = names(self._settings.key_template)
+        self._names: Names = names(self._settings.key_template, clustered=store.clustered)
         self._closed = False
 
     @classmethod
@@ -144,8 +145,10 @@ class AsyncCacheService:
         environment = os.environ if environment is None else environment
         options = options or Options()
         url = redis_url or environment.get("CACHEMIG_REDIS_URL") or _DEFAULT_REDIS
-        if not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ConfigError("redis_url must begin with redis://, rediss:// or unix://")
+        try:
+            address_of(url)
+        except ValueError as exc:
+            raise ConfigError(f"redis_url {exc}") from None
         store = AsyncRedisStore(url, environment, options)
         if phase is not None:
             route = Route(Phase(phase), epoch=PINNED)
@@ -207,8 +210,8 @@ class AsyncCacheService:
         return (await self._look([key]))[key].entry
 
     async def get_many(self, keys: Iterable[str], default: Any = None) -> list[Any]:
-        """Values in the order of the keys, with at most one round trip to Redis and one to Postgres (and one to give
-        Redis what it did not have)."""
+        """Values in the order of the keys, with at most one round trip to Redis (each master of a cluster) and one to
+        Postgres (and one to give Redis what it did not have)."""
         keys = list(keys)
         looks = await self._look(keys)
         return [looks[key].entry.value if looks[key].entry.found else default for key in keys]
@@ -635,7 +638,7 @@ class AsyncCacheService:
 
     def stats(self) -> dict[str, Any]:
         """Counts since this client started, and quantiles of its last 2,048 calls; as the ladder sees them."""
-        return self._stats.document(self._store.breaker.opened)
+        return self._stats.document(self._store.opened)
 
     async def health(self) -> Health:
         """How this client stands; asks Redis, and Postgres not."""
@@ -647,7 +650,7 @@ class AsyncCacheService:
         route = self._routes.now
         last = None if self._client is None else self._client.last_beat
         age = None if last is None else time.monotonic() - last
-        return Health(route.phase, route.percent, route.epoch, self._store.breaker.state, age, reachable)
+        return Health(route.phase, route.percent, route.epoch, self._store.state, age, reachable)
 
     @property
     def _column(self) -> AsyncColumn:
@@ -667,7 +670,7 @@ class AsyncCacheService:
 
     def _take_settings(self, identity: dict[str, Any]) -> None:
         self._settings = settings_of(identity)
-        self._names = names(self._settings.key_template)
+        self._names = names(self._settings.key_template, clustered=self._store.clustered)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

@@ -8,7 +8,18 @@ from functools import cache
 from pathlib import Path
 
 from cachemig import targets
-from cachemig.targets.keys import LEASE, MARKER, NEGATIVE, TAKEN_BACK, VERSION, KeyTemplate, companion, temporary
+from cachemig.targets.keys import (
+    LEASE,
+    MARKER,
+    NEGATIVE,
+    TAKEN_BACK,
+    VERSION,
+    KeyTemplate,
+    companion,
+    marker_of_slot,
+    slot,
+    temporary,
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +43,18 @@ RELEASE = _script(_HERE / "release.lua")
 
 
 class Names:
-    """Names of keys, as bytes."""
+    """Names of keys, as bytes. In a cluster each slot has its marker; else there is one."""
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, template: str, *, clustered: bool = False) -> None:
         self._template = KeyTemplate(template)
-        self.marker = companion(MARKER, self._template.name("")).encode()
+        self._marker = None if clustered else companion(MARKER, self._template.name("")).encode()
+
+    def slot(self, key: str) -> int:
+        """The cluster slot of a key; 0 where there is no cluster."""
+        return slot(self.value(key)) if self._marker is None else 0
+
+    def marker(self, key: str) -> bytes:
+        return self._marker or marker_of_slot(self._template.name(""), self.slot(key)).encode()
 
     def value(self, key: str) -> bytes:
         return self._template.name(key).encode()
@@ -58,5 +76,5 @@ class Names:
 
 
 @cache
-def names(template: str) -> Names:
-    return Names(template)
+def names(template: str, *, clustered: bool = False) -> Names:
+    return Names(template, clustered=clustered)

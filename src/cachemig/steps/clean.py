@@ -52,7 +52,7 @@ def clean(
         if values:
             held = yield from _keys(target, target.template.pattern, target.template, execute)
         if execute:
-            target.remove([target.marker_key])
+            target.remove_marker()
             with transaction(conn):
                 conn.execute(queries.text("control", "drop_control"))
         assert counts is not None

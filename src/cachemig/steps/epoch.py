@@ -38,9 +38,15 @@ def changed(migration: control.Migration, identity: Identity) -> str | None:
         return f"Postgres is on timeline {migration.timeline_now}, was on {migration.timeline}: commits may be lost"
     if identity.marker != migration.redis_marker:
         return "Redis was flushed or is another server: its marker is gone"
-    if identity.run != migration.redis_run:
+    if not runs(identity.run) <= runs(migration.redis_run):
         return "Redis was restarted or failed over: writes may be lost"
     return None
+
+
+def runs(recorded: str | None) -> set[str]:
+    """The run ids of an identity. Of a cluster there is one for each master: one that left is no reason for a new
+    epoch, its slots went with their values; one that is new may be a replica that took over."""
+    return set((recorded or "").split())
 
 
 def ensure(conn: Connection, target: RedisTarget) -> Begun | None:

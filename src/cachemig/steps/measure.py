@@ -228,8 +228,7 @@ def _one(conn: Connection, query: sql.Composed) -> str:
 
 
 def _value(target: RedisTarget, key: str) -> bytes | None:
-    with target_errors():
-        found = target.client.get(target.template.name(key))
+    (found,) = target.ask([("GET", target.template.name(key))])
     return bytes(decode(found)) if isinstance(found, bytes) else None
 
 
@@ -237,8 +236,10 @@ def _memory(target: RedisTarget, keys: Sequence[str], result: Measured) -> None:
     """What Redis holds in all, and for one of these keys; it may not let everybody ask."""
     try:
         with target_errors():
-            result.redis_bytes = int(target.client.info("memory")["used_memory"])
-            sizes = sorted(int(target.client.memory_usage(target.template.name(key)) or 0) for key in keys)
+            result.redis_bytes = sum(int(server.client.info("memory")["used_memory"]) for server in target.servers())
+            sizes = sorted(
+                int(size or 0) for size in target.ask([("MEMORY", "USAGE", target.template.name(key)) for key in keys])
+            )
             result.bytes_per_key = sizes[len(sizes) // 2] if sizes else None
     except TargetError:
         pass

@@ -38,7 +38,6 @@ from cachemig.source.connect import Connection, connect, source_errors, transact
 from cachemig.source.table import Table, inspect
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.stop import Stop
-from cachemig.targets.faults import target_errors
 from cachemig.targets.keys import VERSION, companion
 from cachemig.targets.redis import RedisTarget
 
@@ -460,11 +459,7 @@ class _Run:
         found: dict[str, int | None] = {}
         for at in range(0, len(keys), _BATCH_KEYS):
             part = keys[at : at + _BATCH_KEYS]
-            with target_errors():
-                pipe = self.target.client.pipeline(transaction=False)
-                for key in part:
-                    pipe.get(companion(VERSION, self.target.template.name(key)))
-                replies = pipe.execute()
+            replies = self.target.ask([("GET", companion(VERSION, self.target.template.name(key))) for key in part])
             found |= {k: int(r) if r is not None and r.isdigit() else None for k, r in zip(part, replies, strict=True)}
         return found
 
@@ -522,11 +517,8 @@ class _Run:
 
     def _held(self, keys: Sequence[str]) -> list[str]:
         assert self.target is not None
-        with target_errors():
-            pipe = self.target.client.pipeline(transaction=False)
-            for key in keys:
-                pipe.exists(self.target.template.name(key))
-            return [key for key, there in zip(keys, pipe.execute(), strict=True) if there]
+        replies = self.target.ask([("EXISTS", self.target.template.name(key)) for key in keys])
+        return [key for key, there in zip(keys, replies, strict=True) if there]
 
     # The rest of the column ------------------------------------------------------------------------------------------
 

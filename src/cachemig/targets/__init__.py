@@ -1,1 +1,1 @@
-"""Where entries go: Redis, standalone or behind one address (Sentinel and Cluster come with a later step)."""
+"""Where entries go: one Redis server, the primary that sentinels know, or a Redis Cluster."""

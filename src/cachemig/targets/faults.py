@@ -12,6 +12,8 @@ from cachemig import errors
 # Replies that say something of the server, not of the key: the whole delivery stops and is repeated.
 _UNAVAILABLE = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY", "UNBLOCKED")
 
+CLUSTER_HINT = "redis_url of a cluster: redis+cluster://HOST:PORT or, with TLS, rediss+cluster://HOST:PORT of any node"
+
 
 @contextmanager
 def target_errors() -> Iterator[None]:
@@ -38,6 +40,8 @@ def mapped(exc: Exception) -> errors.TargetError:
             return errors.TargetUnavailable(
                 f"TLS to Redis failed: {text}", hint="check rediss:// and ?ssl_ca_certs=FILE in redis_url"
             )
+        case rx.MovedError() | rx.AskError():
+            return errors.TargetError("Redis: the server is a node of a cluster", hint=CLUSTER_HINT)
         case rx.ConnectionError() | rx.TimeoutError() | rx.ClusterError() | rx.TryAgainError():
             return errors.TargetUnavailable(f"Redis cannot be reached: {text}")
     if "OOM command not allowed" in text:  # from a script, before Redis 7

@@ -42,10 +42,20 @@ def _tags() -> list[str]:
     return [tags[s] for s in range(SLOTS)]
 
 
+def tag(number: int) -> str:
+    """A short text that, between braces, puts a key into this slot."""
+    return _tags()[number]
+
+
+def marker_of_slot(name: str, number: int) -> str:
+    """The marker of one slot of a cluster; `name` is that of the empty key, and tells migrations apart."""
+    return f"{MARKER}{{{tag(number)}}}{name}"
+
+
 def companion(prefix: str, key: str) -> str:
     """The tool's key that belongs to a value key, in the same slot; different for different keys."""
     if "{" in key or "}" in key:
-        return f"{prefix}{{{_tags()[slot(key.encode())]}}}{key}"
+        return f"{prefix}{{{tag(slot(key.encode()))}}}{key}"
     return f"{prefix}{{{key}}}"
 
 

@@ -14,7 +14,7 @@ from cachemig.config import Settings
 from cachemig.entries.entry import Buffer
 from cachemig.targets import redis as module
 from cachemig.targets.keys import TEMPORARY, VERSION, companion, owner_of_temporary, slot
-from cachemig.targets.redis import LARGE, RedisTarget, Write, _batches, _Call, _calls
+from cachemig.targets.redis import LARGE, RedisTarget, Write, _Call, _calls, batches
 from cachemig.targets.resp import pack, send
 
 SLICE = 64 * 1024
@@ -118,14 +118,14 @@ writes_of_sizes = st.lists(st.none() | st.integers(0, 300), max_size=60).map(
 
 @given(writes=writes_of_sizes, most_bytes=st.integers(1, 1000), most_keys=st.integers(1, 20))
 def test_batches_are_bounded_and_lose_nothing(writes: list[Write], most_bytes: int, most_keys: int) -> None:
-    batches = list(_batches(iter(writes), most_bytes, most_keys))
-    assert [id(write) for batch, _ in batches for write in batch] == [id(write) for write in writes]
-    for batch, nbytes in batches:
+    found = list(batches(iter(writes), most_bytes, most_keys))
+    assert [id(write) for batch, _ in found for write in batch] == [id(write) for write in writes]
+    for batch, nbytes in found:
         weights = [len(w.key) * 3 + len(w.value or b"") for w in batch]
         assert nbytes == sum(weights)
         assert 1 <= len(batch) <= most_keys
         assert sum(weights[:-1]) < most_bytes, "it was full before its last write"
-    for batch, nbytes in batches[:-1]:
+    for batch, nbytes in found[:-1]:
         assert nbytes >= most_bytes or len(batch) == most_keys, "sent before it was full"
 
 
@@ -138,8 +138,8 @@ def test_a_batch_leaves_before_the_next_write_is_read() -> None:
             read += 1
             yield Write(f"{n}", 0, b"x" * 100)
 
-    batches = _batches(writes(), 250, 512)
-    next(batches)
+    waiting = batches(writes(), 250, 512)
+    next(waiting)
     assert read == 3
 
 
@@ -221,5 +221,5 @@ def test_every_key_is_declared_and_the_value_arrives_whole(key: str, size: int, 
 
 
 def test_the_scripts_are_named_by_their_sha1() -> None:
-    assert set(module._SCRIPTS) == {"deliver", "deliver_large"}
+    assert set(module.SCRIPTS) == {"deliver", "deliver_large"}
     assert all(len(sha) == 40 for sha in module._SHA.values())

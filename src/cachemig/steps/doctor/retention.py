@@ -42,6 +42,8 @@ def _policy(t: Target) -> str:
 def memory(t: Target) -> Said:
     info = t.info("memory")
     free, expected = plan.free_memory(info), t.seen.expected_bytes
+    if expected is not None:
+        expected = int(expected * t.server.share)
     limit = "maxmemory" if int(info.get("maxmemory", 0)) else "the machine's memory, for maxmemory is not set"
     if free is None:
         needed = "an unknown number of bytes" if expected is None else in_bytes(expected)

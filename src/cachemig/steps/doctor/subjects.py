@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import redis
+from redis.sentinel import SentinelConnectionPool
 
 from cachemig.config import Settings
 from cachemig.source import control, queries
 from cachemig.source.connect import Connection, transaction
 from cachemig.source.table import Table
-from cachemig.targets.redis import RedisTarget
+from cachemig.targets.redis import RedisTarget, Server
 
 LOCK_TIMEOUT_S = 2.0
 
@@ -46,15 +47,25 @@ class Source:
 
 @dataclass(frozen=True)
 class Target:
-    """The Redis server."""
+    """The Redis server, or one of them."""
 
     settings: Settings
     target: RedisTarget
     seen: Seen
+    server: Server
 
     @property
     def client(self) -> redis.Redis:
-        return self.target.client
+        return self.server.client
+
+    @property
+    def place(self) -> tuple[str | None, int | None]:
+        """Host and port; None for a Unix socket."""
+        pool = self.client.connection_pool
+        if isinstance(pool, SentinelConnectionPool):
+            host, port = pool.get_master_address()  # type: ignore[no-untyped-call]
+            return host, port
+        return pool.connection_kwargs.get("host"), pool.connection_kwargs.get("port")
 
     def info(self, section: str) -> dict[str, Any]:
         return self.client.info(section)
