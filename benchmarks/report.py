@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 
@@ -37,3 +39,16 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) ->
 
     rule = ["-" * w if i < words else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return "\n".join([line(heads), line(rule), *map(line, rows)])
+
+
+def between_marks(path: Path, name: str, body: str) -> None:
+    """Replaces what stands between the two marks of that name in a document, or begins it. SystemExit where they do
+    not stand there exactly once."""
+    begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_text(encoding="utf-8") if path.exists() else f"{begin}\n{end}\n"
+    new = f"{begin}\n\n{body}\n\n{end}"
+    after, replaced = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: new, before, flags=re.DOTALL)
+    if replaced != 1:
+        raise SystemExit(f"{path} does not hold the marks {begin} and {end} exactly once")
+    path.write_text(after, encoding="utf-8")

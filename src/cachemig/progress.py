@@ -17,5 +17,7 @@ class Progress:
     backlog: int | None = None
     note: str | None = None
     """What is being done, where the figures do not tell."""
+    slowed: str | None = None
+    """Why it moves slower than it could, and how fast."""
     waiting: str | None = None
     """Why nothing moves at the moment (Redis is full, a server is away), and for how long it is waited for."""

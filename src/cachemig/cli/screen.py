@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from cachemig.progress import Progress
 
 LINE_EVERY_S = 30.0
 _PLAIN_WIDTH = 132
+_FIGURES = re.compile(r"[\d.,]+")
 
 
 def console(file: IO[str]) -> Console:
@@ -71,7 +73,8 @@ class Screen:
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Callable[[Progress], None]]:
-        """Draws progress: a moving line at a terminal; elsewhere a line every 30 s, and one when waiting begins."""
+        """Draws progress: a moving line at a terminal; elsewhere a line every 30 s, and one when it begins to wait
+        or to be slowed."""
         if not self._talk.is_terminal:
             yield _Lines(name, self._talk).draw
             return
@@ -106,6 +109,8 @@ class _Figures:
             parts.append(f"about {in_time((p.total - p.done) * elapsed / fresh)} left")
         if p.note:
             parts.append(p.note)
+        if p.slowed:
+            parts.append(p.slowed)
         if p.waiting:
             parts.append(f"waiting: {p.waiting}")
         return f"{self.name}: " + ", ".join(parts)
@@ -117,15 +122,20 @@ class _Lines:
         self._out = out
         self._last = time.monotonic()
         self._waiting: str | None = None
+        self._slow_said = -LINE_EVERY_S
 
     def draw(self, progress: Progress) -> None:
         now = time.monotonic()
-        begins_to_wait = progress.waiting is not None and progress.waiting != self._waiting
-        self._waiting = progress.waiting
+        waiting = progress.waiting and _FIGURES.sub("", progress.waiting)  # "41 s behind", "42 s behind" are one wait
+        begins = waiting is not None and waiting != self._waiting
+        begins |= progress.slowed is not None and now - self._slow_said >= LINE_EVERY_S
+        self._waiting = waiting
         text = self._figures.text(progress)
-        if begins_to_wait or now - self._last >= LINE_EVERY_S:
+        if begins or now - self._last >= LINE_EVERY_S:
             self._out.print(plain(text), soft_wrap=True)
             self._last = now
+            if progress.slowed:
+                self._slow_said = now
 
 
 def plain(text: str) -> Text:

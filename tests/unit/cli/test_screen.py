@@ -211,6 +211,26 @@ def test_waiting_is_said_at_once_and_once(capsys: Capture, clock: Clock) -> None
         assert lines(capsys) == ["sync: 1 of 2 chunks (50 %), waiting: Postgres is away"]
 
 
+def test_a_wait_whose_figures_change_is_one_wait(capsys: Capture, clock: Clock) -> None:
+    with Screen(results_to_stderr=False).progress("sync") as draw:
+        for behind_s in range(12, 22):
+            clock.now += 1
+            draw(Progress(1, None, "changes", waiting=f"paused: standby r1 is {behind_s}.5 s behind"))
+    assert lines(capsys) == ["sync: 1 changes, waiting: paused: standby r1 is 12.5 s behind"]
+
+
+def test_slowing_down_is_said_at_once_and_then_in_every_line(capsys: Capture, clock: Clock) -> None:
+    with Screen(results_to_stderr=False).progress("sync") as draw:
+        draw(Progress(1, None, "changes"))
+        for rate in range(1, 20):
+            clock.now += 1
+            draw(Progress(1, None, "changes", slowed=f"slowed to {rate}.0 MiB/s: busy" if rate % 3 else None))
+        assert lines(capsys) == ["sync: 1 changes, slowed to 1.0 MiB/s: busy"]
+        clock.now += LINE_EVERY_S
+        draw(Progress(1, None, "changes", slowed="slowed to 30.0 MiB/s: busy"))
+        assert lines(capsys) == ["sync: 1 changes, slowed to 30.0 MiB/s: busy"]
+
+
 @given(
     drawn=st.lists(st.tuples(st.floats(0, 40), st.booleans()), max_size=30),
 )
