@@ -45,6 +45,7 @@ CREATE TABLE cachemig.journal (
     epoch      integer,
     figures    jsonb NOT NULL DEFAULT '{}'
 );
+CREATE INDEX journal_command ON cachemig.journal (command, id);
 COMMENT ON TABLE cachemig.journal IS 'cachemig: every command that changed something';
 
 -- A change is deleted as soon as it is delivered, so the table turns over all the time: vacuum it by number of rows.
@@ -108,6 +109,7 @@ CREATE TABLE cachemig.chunk (
     upper       text[],      -- exclusive; null: to the end
     state       text NOT NULL DEFAULT 'todo' CHECK (state IN ('todo', 'running', 'done')),
     owner       text,
+    claimed_at  timestamptz,
     lease_until timestamptz,
     attempts    integer NOT NULL DEFAULT 0,
     figures     jsonb
@@ -163,6 +165,8 @@ CREATE TABLE cachemig.late_write (
     done_at       timestamptz
 );
 CREATE INDEX late_write_waiting ON cachemig.late_write (id) WHERE outcome IS NULL;
+CREATE INDEX late_write_kind ON cachemig.late_write (kind, at);
+CREATE INDEX late_write_failed ON cachemig.late_write (id) WHERE outcome IN ('failed', 'set-aside');
 COMMENT ON TABLE cachemig.late_write IS 'cachemig: writes to the column after it was frozen, and removed rows; delivered to Redis';
 
 -- name: drop_control

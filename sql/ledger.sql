@@ -30,6 +30,12 @@ WHERE excluded.version >= e.version;
 SELECT state, count(*), coalesce(sum(bytes), 0)::bigint FROM cachemig.entry GROUP BY state;
 
 -- name: ledger_faults
--- What could not be migrated, by name of the fault.
+-- What could not be migrated, by name of the fault; of each of the two states at most %(limit)s keys are looked at. The
+-- order is that of the index entry_state, so that the rest of the ledger is not read whatever the statistics say.
 SELECT state, pg_catalog.split_part(error, ':', 1), count(*), min(key)
-FROM cachemig.entry WHERE state IN ('set-aside', 'failed') GROUP BY 1, 2 ORDER BY 1, 2;
+FROM (SELECT f.* FROM (SELECT state, error, key FROM cachemig.entry WHERE state IN ('set-aside', 'failed')
+                       ORDER BY state LIMIT %(limit)s) AS f WHERE f.state = 'failed'
+      UNION ALL
+      SELECT s.* FROM (SELECT state, error, key FROM cachemig.entry WHERE state IN ('set-aside', 'failed')
+                       ORDER BY state DESC LIMIT %(limit)s) AS s WHERE s.state = 'set-aside') AS found
+GROUP BY 1, 2 ORDER BY 1, 2;

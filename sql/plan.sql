@@ -23,10 +23,20 @@ FROM (SELECT t.{key}::text AS cachemig_key,
       LIMIT {limit}) AS t
 
 -- name: rows_of_keys
--- How many rows with a value each of some keys has in the whole table.
-SELECT n.{key}::text, count(*) FROM {table} AS n
-WHERE n.{key} IN (SELECT {k_key} FROM pg_catalog.unnest(%(keys)s::text[]) AS k (key)) AND {n_nonempty}
-GROUP BY 1;
+-- How many rows with a value each of some keys has in the whole table, up to a limit. Each key is looked up by itself, in
+-- the index, so that the table is not read.
+SELECT k.key, (SELECT count(*) FROM (SELECT FROM {table} AS n WHERE n.{key} = {k_key} AND {n_nonempty} LIMIT {limit}) AS f)
+FROM pg_catalog.unnest({keys}::text[]) AS k (key);
+
+-- name: distinct_keys
+-- As of the last ANALYZE: a number, or below 0 a part of the rows. Of a partitioned table the figure for all partitions.
+SELECT n_distinct FROM pg_catalog.pg_stats
+WHERE schemaname = %(schema)s AND tablename = %(table)s AND attname = %(column)s ORDER BY inherited DESC LIMIT 1;
+
+-- name: keyless
+-- Rows without a key, and those of them with a value. By an index on the key; stops at the limit.
+SELECT count(*), count(*) FILTER (WHERE {n_nonempty})
+FROM (SELECT n.{column} FROM {table} AS n WHERE n.{key} IS NULL LIMIT {limit}) AS n;
 
 -- name: copied_sample
 -- What backfill's COPY does to a row, but for the lookup of its version.

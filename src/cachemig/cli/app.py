@@ -11,10 +11,15 @@ from cachemig import __version__
 from cachemig.cli import render
 from cachemig.cli import render_finish as finish
 from cachemig.cli.command import Run, command, confirmed, seconds_of
+from cachemig.cli.lazy import Group
 from cachemig.errors import ConfigError, Exit
 
 LOOK, MOVE, CUT_OVER, FINISH, AFTER, TRY = "Look", "Move", "Cut over", "Finish", "After", "Try"
 RAMP = ("ramp_max_errors", "ramp_max_fallback", "ramp_max_mismatch", "ramp_max_slowdown")
+NEIGHBOUR = (
+    "max_rate", "gentle", "max_load", "max_standby_lag", "max_redis_latency", "min_redis_memory", "duty",
+    "pause_windows", "pause_windows_zone",
+)  # fmt: skip
 ENTRY = ("order_by", "key_template", "codec", "ttl", "ttl_from", "ttl_jitter", "shape", "max_value_bytes")
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show exactly what it would do; change nothing")]
@@ -31,6 +36,7 @@ Spool = Annotated[Path | None, typer.Option("--spool", metavar="FOLDER", help="w
 Execute = Annotated[bool, typer.Option("--execute", help="do it; without this flag it only shows what it would do")]
 
 app = typer.Typer(
+    cls=Group,
     help="Moves a JSON cache column out of a live Postgres table into Redis, and proves that nothing was lost.\n\n"
     "Begin with [bold]cachemig demo[/] to see it done, or [bold]cachemig plan[/] to look at your own table.",
     no_args_is_help=True,
@@ -112,6 +118,9 @@ def plan(
     detailed_exitcode: Annotated[
         bool, typer.Option("--detailed-exitcode", help="exit 4 while steps are ahead")
     ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="read every row of a large table too; else figures are estimates")
+    ] = False,
 ) -> None:
     """Count and weigh what is to be moved, and what depends on the column. Changes nothing.
 
@@ -120,7 +129,7 @@ def plan(
     from cachemig.steps import plan as step
 
     with run.target() as target:
-        result = step.plan(run.settings, target)
+        result = step.plan(run.settings, target, exact=exact)
     run.show(result, render.plan)
     if detailed_exitcode and result.steps_ahead:
         run.exit_code = Exit.CHANGES_PENDING
@@ -156,31 +165,38 @@ def dual_write(
     run.show(result, render.switched)
 
 
-@command(app, MOVE, "chunk_bytes", "batch_bytes", "batch_keys", "max_rate", "retry_for", "on_corrupt")
+@command(app, MOVE, "chunk_bytes", "batch_bytes", "batch_keys", "wait_replicas", *NEIGHBOUR, "retry_for", "on_corrupt")
 def backfill(
     run: Run,
     restart: Annotated[
         bool, typer.Option("--restart", help="forget finished chunks and deliver everything again")
     ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, metavar="N", help="processes that share the work; more on other machines may join")
+    ] = 1,
     dry_run: DryRun = False,
 ) -> None:
     """Copy every entry into Redis. Stopped or killed at any point, the same command goes on where it was.
 
-    Example: cachemig backfill
+    Example: cachemig backfill --workers 4
     """
     from cachemig.steps import backfill as step
+    from cachemig.steps.crew import Crew
 
     if dry_run:
         run.show(step.preview(run.settings), render.outlook)
         return
-    with run.target() as target:
-        result = run.drive(lambda stop: step.backfill(run.settings, target, stop, restart=restart))
+    with (
+        run.target() as target,
+        Crew(workers - 1, lambda stop, epoch: step.help_out(run.settings, target, stop, epoch)) as crew,
+    ):
+        result = run.drive(lambda stop: step.backfill(run.settings, target, stop, restart=restart, crew=crew))
     run.show(result, render.backfilled)
     if result.tally.failed:
         run.exit_code = Exit.ERROR
 
 
-@command(app, MOVE, "batch_bytes", "max_rate", "retry_for")
+@command(app, MOVE, "batch_bytes", "wait_replicas", *NEIGHBOUR, "retry_for")
 def sync(
     run: Run,
     follow: Annotated[
@@ -202,7 +218,7 @@ def sync(
     run.show(result, render.synced)
 
 
-@command(app, LOOK, "grace", "max_lag")
+@command(app, LOOK, "grace", "max_lag", *NEIGHBOUR)
 def verify(
     run: Run,
     sample: Annotated[
@@ -582,6 +598,7 @@ def drop_column(
     The one step that no rollback takes back; cachemig restore does, from the archive. Example:
     cachemig drop-column; then cachemig drop-column --execute --confirm analytics_cache
     """
+    from cachemig.source import brownout as hidden
     from cachemig.steps import drop_column as step
     from cachemig.steps import files
     from cachemig.steps.drop_column import brownout as rehearsal
@@ -594,7 +611,7 @@ def drop_column(
     if confirm is not None and not execute:
         raise ConfigError("--confirm is for --execute", hint="cachemig drop-column")
     if end_brownout:
-        run.show({"ended": rehearsal.end(run.settings)}, finish.brownout_ended)
+        run.show({"ended": hidden.end(run.settings)}, finish.brownout_ended)
     elif brownout is not None:
         seconds = seconds_of("--brownout", brownout)
         result = run.drive(lambda stop: rehearsal.brownout(run.settings, stop, seconds=seconds))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from cachemig import config, errors
+from cachemig.cli.lazy import built_by
 from cachemig.cli.screen import Screen
 from cachemig.progress import Progress
 
@@ -45,9 +46,9 @@ class Run:
 
     @contextmanager
     def target(self) -> Iterator[RedisTarget]:
-        from cachemig.targets.redis import RedisTarget
+        from cachemig.targets.open import open_target
 
-        with RedisTarget(self.settings, os.environ) as target:
+        with open_target(self.settings, os.environ) as target:
             yield target
 
     def drive(self, step: Callable[[Stop], Generator[Progress, None, T]]) -> T:
@@ -107,7 +108,7 @@ def command(
         def invoke(**given: Any) -> None:
             as_json = given.pop("json")
             config_file = given.pop("config")
-            flags = {f.name: given.pop(f.name) for f in config.fields()}
+            flags = {f.name: _flag_text(given.pop(f.name)) for f in config.fields()}
             with _boundary(as_json=as_json):
                 settings = config.load(flags, os.environ, config_file)
                 run = Run(settings, as_json=as_json, name=command_name)
@@ -117,21 +118,17 @@ def command(
                 if run.exit_code:
                     raise typer.Exit(run.exit_code)
 
-        own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
-        shared = [_setting_flag(f, shown=f.name in ALWAYS + relevant) for f in config.fields()]
-        shared += [
-            _option(
-                "config",
-                Path | None,
-                None,
-                typer.Option(help=r"settings file \[cachemig.toml]", rich_help_panel=SETTINGS),
-            ),
-            _option("json", bool, False, typer.Option("--json", help="one JSON document on stdout")),
-        ]
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own + shared]
-        invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        invoke.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command(command_name, rich_help_panel=panel, help=inspect.getdoc(body))(invoke)
+        def whole() -> Callable[..., None]:
+            own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
+            parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own + _shared(relevant)]
+            invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+            invoke.__annotations__ = {p.name: p.annotation for p in parameters}
+            return invoke
+
+        def later() -> None:
+            """Only stands for the command until `whole` is called."""
+
+        app.command(command_name, cls=built_by(whole), rich_help_panel=panel, help=inspect.getdoc(body))(later)
         return body
 
     return register
@@ -140,7 +137,7 @@ def command(
 def _end_brownout(run: Run) -> None:
     """Renames back a column that a killed brownout has left hidden beyond its time. Costs one connection. Whatever is
     wrong with Postgres the command itself will say."""
-    from cachemig.steps.drop_column import brownout
+    from cachemig.source import brownout
 
     try:
         column = brownout.end_overdue(run.settings)
@@ -184,20 +181,36 @@ def seconds_of(flag: str, text: str) -> float:
 SETTINGS = "Settings (also CACHEMIG_* and cachemig.toml)"
 
 
+def _shared(relevant: tuple[str, ...]) -> list[inspect.Parameter]:
+    """What every command takes: all settings, of which some are shown, --config and --json."""
+    return [
+        *(_setting_flag(f, shown=f.name in ALWAYS + relevant) for f in config.fields()),
+        _option(
+            "config", Path | None, None, typer.Option(help=r"settings file \[cachemig.toml]", rich_help_panel=SETTINGS)
+        ),
+        _option("json", bool, False, typer.Option("--json", help="one JSON document on stdout")),
+    ]
+
+
+def _flag_text(given: str | bool | None) -> str | None:
+    return ("on" if given else "off") if isinstance(given, bool) else given
+
+
 def _setting_flag(field: Any, *, shown: bool) -> inspect.Parameter:
-    default = config.mask(field.name, field.default)
+    is_switch = field.metadata["parse"] is config.switch
+    default = "" if is_switch else config.mask(field.name, field.default)
     if field.metadata["metavar"] == "DURATION":
         default = config.show_duration(field.default)
     text = field.metadata["help"] + (f" [{default}]" if default else "")
     flag = "--" + field.name.replace("_", "-")
     option = typer.Option(
-        flag,
+        f"{flag}/--no-{flag[2:]}" if is_switch else flag,
         help=text.replace("[", r"\["),
-        metavar=field.metadata["metavar"],
+        metavar=None if is_switch else field.metadata["metavar"],
         hidden=not shown,
         rich_help_panel=SETTINGS,
     )
-    return _option(field.name, str | None, None, option)
+    return _option(field.name, bool | None if is_switch else str | None, None, option)
 
 
 def _option(name: str, type_: Any, default: Any, option: Any) -> inspect.Parameter:
@@ -224,6 +237,8 @@ def _boundary(*, as_json: bool) -> Iterator[None]:
 
 
 def _known(exc: Exception) -> errors.CachemigError:
+    if isinstance(exc, errors.CachemigError):
+        return exc
     import psycopg
     import redis
 
@@ -231,8 +246,6 @@ def _known(exc: Exception) -> errors.CachemigError:
     from cachemig.targets import faults as target
 
     match exc:
-        case errors.CachemigError():
-            return exc
         case psycopg.Error():
             return connect.mapped(exc)
         case redis.RedisError():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cachemig.cli.screen import Screen, in_bytes, in_time
 
 if TYPE_CHECKING:
+    from cachemig.source.standing import Backlog
     from cachemig.steps.backfill import Backfilled, Outlook
     from cachemig.steps.clean import Rubbish
     from cachemig.steps.compare import Compared, Deviation
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from cachemig.steps.residue import Residue
     from cachemig.steps.resync import Resynced
     from cachemig.steps.status import Status
-    from cachemig.steps.sync import Backlog, Synced
+    from cachemig.steps.sync import Synced
     from cachemig.steps.verify import Verified
 
 _LEVEL_STYLE = {"ok": "green", "note": None, "warning": "yellow", "error": "red"}
@@ -450,13 +451,17 @@ def _since_frozen(result: Status) -> list[tuple[str, str]]:
     if result.fenced:
         rows.append(("FENCED", "a rollback was begun and has not ended: writes to Redis alone are refused"))
     if late := result.late:
-        waiting = f"{late.waiting:,} wait" + (f", the oldest for {in_time(late.oldest_s)}" if late.oldest_s else "")
+        waiting = f"{_up_to(late.waiting)} wait" + (
+            f", the oldest for {in_time(late.oldest_s)}" if late.oldest_s else ""
+        )
         last = f", the last one {in_time(late.last_write_s)} ago" if late.last_write_s is not None else ""
-        rows.append(("late writes", f"{late.writes:,}{last}; {waiting}; {late.deletes:,} removed rows forwarded"))
+        rows.append(
+            ("late writes", f"{_up_to(late.writes)}{last}; {waiting}; {_up_to(late.deletes)} removed rows forwarded")
+        )
         rows += [("", f"{count:,} by {who}, last at {at.isoformat()[:19]}") for who, count, at in late.writers]
         if late.failed:
             rows.append(
-                ("FAILED", f"{late.failed:,} late writes are corrupt or were refused: the column alone has them")
+                ("FAILED", f"{_up_to(late.failed)} late writes are corrupt or were refused: the column alone has them")
             )
     if soak := result.soak:
         rest = f"over in {in_time(soak.rest_s)}" if soak.rest_s else "over"
@@ -467,15 +472,19 @@ def _since_frozen(result: Status) -> list[tuple[str, str]]:
     return rows
 
 
+def _up_to(count: int) -> str:
+    """A count that ends at 100,000."""
+    return f"{count:,}{'+' if count >= 100_000 else ''}"
+
+
 def status(screen: Screen, result: Status) -> None:
     oldest = f", the oldest {in_time(result.backlog.oldest_s)} old" if result.backlog.oldest_s is not None else ""
-    more = "+" if result.backlog.changes >= 100_000 else ""
     at = _at(result.phase.value, result.percent)
     rows: list[tuple[str, str]] = [
         ("table", f"{result.table}.{result.column}"),
         ("phase", f"{at}, epoch {result.epoch}, since {result.since[:19]} by {result.by}"),
         ("capture", "on" if result.capture else "off"),
-        ("backlog", f"{result.backlog.changes:,}{more} changes{oldest}"),
+        ("backlog", f"{_up_to(result.backlog.changes)} changes{oldest}"),
         *_since_frozen(result),
     ]
     if result.orders.paused_by:
@@ -488,7 +497,7 @@ def status(screen: Screen, result: Status) -> None:
     if c.running:
         rows.append(("", f"{c.running:,} chunks are being worked on"))
     for state, fault, count, key in result.faults:
-        rows.append((state, f"{count:,} × {fault}, such as {key}"))
+        rows.append((state, f"{'at least ' if result.more_faults else ''}{count:,} × {fault}, such as {key}"))
     if result.verify is None:
         rows.append(("verify", "never run"))
     else:
@@ -501,23 +510,28 @@ def status(screen: Screen, result: Status) -> None:
 
 
 def plan(screen: Screen, result: Plan) -> None:
-    about = "about " if result.rows_estimated else ""
+    def shown(name: str, count: int) -> str:
+        return f"{'about ' if name in result.estimated else ''}{count:,}"
+
     rows: list[tuple[str, str]] = [
-        ("rows", f"{about}{result.rows:,}, table {in_bytes(result.table_bytes)}"),
-        ("empty", f"{result.empty_rows:,} rows hold NULL or {{}}: not entries"),
-        ("entries", f"{result.entries:,} keys would stand in Redis"),
+        ("rows", f"{shown('rows', result.rows)}, table {in_bytes(result.table_bytes)}"),
+        ("empty", f"{shown('empty_rows', result.empty_rows)} rows hold NULL or {{}}: not entries"),
+        ("entries", f"{shown('entries', result.entries)} keys would stand in Redis"),
     ]
     if result.keyless_rows:
-        rows.append(
-            ("WITHOUT KEY", f"{result.keyless_rows:,} rows hold a value that no key leads to: the drop would lose it")
-        )
+        keyless = shown("keyless_rows", result.keyless_rows)
+        rows.append(("WITHOUT KEY", f"{keyless} rows hold a value that no key leads to: the drop would lose it"))
+    elif "keyless_rows" in result.estimated:
+        rows.append(("without key", "none of the sampled rows, which does not say that there are none"))
     if result.duplicate_keys:
-        rows.append(
-            ("shared keys", f"{result.duplicate_keys:,}; {result.rows_beyond_winner:,} older rows are not the entry")
-        )
+        shared, older = (shown(name, getattr(result, name)) for name in ("duplicate_keys", "rows_beyond_winner"))
+        rows.append(("shared keys", f"{shared}; {older} older rows are not the entry"))
     if result.expired_rows:
-        rows.append(("expired", f"{result.expired_rows:,}: past their time, not moved"))
-    rows += [("corrupt", f"{count:,} × {fault}: set aside (on_corrupt)") for fault, count in result.corrupt.items()]
+        rows.append(("expired", f"{shown('expired_rows', result.expired_rows)}: past their time, not moved"))
+    rows += [
+        ("corrupt", f"{shown('corrupt', count)} × {fault}: set aside (on_corrupt)")
+        for fault, count in result.corrupt.items()
+    ]
     s = result.sizes
     rows.append(
         (
@@ -534,7 +548,7 @@ def plan(screen: Screen, result: Plan) -> None:
         )
     screen.table(("", ""), rows)
     if result.sampled_rows is not None:
-        screen.line(f"counts and sizes are those of {result.sampled_rows:,} sampled rows, scaled up")
+        screen.line(f"estimated from {result.sampled_rows:,} sampled rows; cachemig plan --exact reads them all")
     if result.dependents:
         screen.line()
         screen.table(

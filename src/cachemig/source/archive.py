@@ -290,22 +290,6 @@ def facts(conn: Connection, table: Table) -> dict[str, Any]:
 # The control schema --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Registered:
-    """A file that was read back and found equal to the table."""
-
-    id: int
-    at: datetime
-    who: str
-    location: str
-    rows: int
-    entries: int
-    nbytes: int
-    sha256: bytes
-    epoch: int
-    checked_at: datetime
-
-
 def register(
     conn: Connection,
     location: str,
@@ -342,10 +326,3 @@ def checked_there(conn: Connection, location: str) -> datetime | None:
     with source_errors():
         row = conn.execute(queries.text("archive", "at_place"), {"location": location}).fetchone()
     return row[0] if row else None
-
-
-def newest(conn: Connection) -> Registered | None:
-    """The archive that was checked last: what the gate of drop-column looks at."""
-    with source_errors():
-        row = conn.execute(queries.text("archive", "newest")).fetchone()
-    return Registered(*row) if row else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from cachemig.source import queries
 from cachemig.source.connect import Connection, source_errors
 
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
+MOST_FAULTS = 10_000
 
 
 @dataclass(slots=True)
@@ -47,8 +49,13 @@ def counts(conn: Connection) -> dict[str, tuple[int, int]]:
     return {str(state): (int(keys), int(total)) for state, keys, total in rows}
 
 
-def faults(conn: Connection) -> list[tuple[str, str, int, str]]:
-    """(state, name of the fault, keys, one key) of what could not be migrated."""
+def faults(conn: Connection) -> tuple[list[tuple[str, str, int, str]], bool]:
+    """(state, name of the fault, keys, one key) of what could not be migrated, and whether there is more of it: of each
+    state MOST_FAULTS keys are looked at, so that asking takes no longer with a larger ledger."""
     with source_errors():
-        rows = conn.execute(queries.text("ledger", "ledger_faults")).fetchall()
-    return [(str(state), str(name), int(n), str(key)) for state, name, n, key in rows]
+        rows = conn.execute(queries.text("ledger", "ledger_faults"), {"limit": MOST_FAULTS}).fetchall()
+    found = [(str(state), str(name), int(n), str(key)) for state, name, n, key in rows]
+    looked_at = Counter[str]()
+    for state, _, keys, _ in found:
+        looked_at[state] += keys
+    return found, any(keys >= MOST_FAULTS for keys in looked_at.values())

@@ -21,12 +21,12 @@ from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import control, queries
 from cachemig.source.connect import Connection, connect, transaction
+from cachemig.source.standing import backlog
 from cachemig.steps import clients, gates
 from cachemig.steps.clients import Report, stage
 from cachemig.steps.copy_back import CopiedBack
 from cachemig.steps.gates import Measured
 from cachemig.steps.retry import Reconnecting, attempts, reason
-from cachemig.steps.sync import backlog
 from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 

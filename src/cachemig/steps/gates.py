@@ -19,26 +19,14 @@ from cachemig.config import Settings, show_duration
 from cachemig.errors import Refused
 from cachemig.ladder import Phase
 from cachemig.source import capture, control, queries
-from cachemig.source.archive import newest
-from cachemig.source.connect import Connection, source_errors, transaction
+from cachemig.source.connect import Connection, transaction
+from cachemig.source.standing import Late, Verification, backlog, fresh, last_verification, late, newest_archive
 from cachemig.source.table import Table, inspect
-from cachemig.steps import epoch, late_writes
+from cachemig.steps import epoch
 from cachemig.steps.clients import COMPARED, Client, everyone, named, report, shadow_since_epoch, stage
-from cachemig.steps.late_writes import Late
-from cachemig.steps.sync import backlog
 from cachemig.targets.redis import RedisTarget
 
 _LOOK_FOR = 1_000
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The last one of all keys, from the journal."""
-
-    age_s: float
-    epoch: int
-    passed: bool
-    fingerprint: str | None
 
 
 @dataclass(frozen=True)
@@ -139,22 +127,6 @@ def _servers(seen: Seen) -> Answer:
 def _backfill(seen: Seen) -> Answer:
     more = "+" if seen.unhandled >= _LOOK_FOR else ""
     return Answer(seen.unhandled == 0, f"{seen.unhandled:,}{more} keys are to be delivered", "cachemig backfill")
-
-
-def fresh(last: Verification | None, epoch: int, settings: Settings) -> tuple[bool, str]:
-    """Does this verification count, and the figure that says so."""
-    if last is None:
-        return False, "there was none of all keys"
-    age, limit = f"{last.age_s:,.0f} s old", f"at most {show_duration(settings.verify_fresh)}"
-    if last.epoch != epoch:
-        return False, f"the last one is of epoch {last.epoch}, this is epoch {epoch}"
-    if last.fingerprint != settings.fingerprint():
-        return False, "the last one was of other settings"
-    if not last.passed:
-        return False, f"the last one, {age}, did not pass"
-    if last.age_s > settings.verify_fresh:
-        return False, f"the last one is {age}, wanted: {limit}"
-    return True, f"passed, {age} (wanted: {limit})"
 
 
 def _verify(seen: Seen) -> Answer:
@@ -300,7 +272,7 @@ def look(
     table = inspect(conn, settings) if migration.phase in ladder.CAPTURED else None
     all_clients = everyone(conn)
     live = [client for client in all_clients if client.live]
-    archive = newest(conn)
+    archive = newest_archive(conn)
     now = control.now(conn)
     return Seen(
         settings=settings,
@@ -318,7 +290,7 @@ def look(
         compares=any(report(client.stats for client in live).shadow.values()),
         shadow=shadow_since_epoch(conn, all_clients),
         held_s=(now - migration.changed_at).total_seconds(),
-        late=None if migration.frozen_epoch is None else late_writes.look(conn),
+        late=None if migration.frozen_epoch is None else late(conn),
         expiring=expiring,
         archived_s=None if archive is None else (now - archive.checked_at).total_seconds(),
         in_the_way=in_the_way,
@@ -331,10 +303,3 @@ def _unhandled(conn: Connection, table: Table) -> int:
     )
     with transaction(conn, read_only=True):
         return len(conn.execute(search).fetchall())
-
-
-def last_verification(conn: Connection) -> Verification | None:
-    """The last verification of all keys, whatever it found."""
-    with source_errors():
-        row = conn.execute(queries.text("cutover", "last_verification")).fetchone()
-    return Verification(*row) if row else None

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from psycopg import sql
@@ -17,41 +15,12 @@ from psycopg import sql
 from cachemig.entries.entry import Entry
 from cachemig.errors import TargetError
 from cachemig.source import capture, control, queries
-from cachemig.source.connect import Connection, source_errors, transaction
+from cachemig.source.connect import Connection, transaction
 from cachemig.source.table import Table
 from cachemig.steps.delivery import plan
 from cachemig.targets.redis import RedisTarget
 
 BATCH = 200
-
-
-@dataclass(frozen=True)
-class Late:
-    """What was written to the frozen column so far."""
-
-    waiting: int
-    """Not delivered yet."""
-    writes: int
-    last_write: datetime | None
-    deletes: int
-    """Rows that went, whose keys were removed from Redis; no write to the column."""
-    failed: int
-    """Refused by Redis, or corrupt: they stand in the column alone."""
-    oldest_s: float | None
-    """Of those that wait."""
-    last_write_s: float | None
-    """Since the last write."""
-    writers: list[tuple[str, int, datetime]]
-    """Who wrote, how often, and when last."""
-
-
-def look(conn: Connection) -> Late:
-    with source_errors():
-        row = conn.execute(queries.text("late_write", "late_totals")).fetchone()
-        writers = conn.execute(queries.text("late_write", "late_writers")).fetchall()
-    assert row is not None
-    waiting, writes, last, deletes, failed, oldest_s, last_s = row
-    return Late(waiting, writes, last, deletes, failed, oldest_s, last_s, [(w, n, at) for w, n, at in writers])
 
 
 def deliver(conn: Connection, table: Table, target: RedisTarget, allowed: Callable[[], control.Migration]) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import struct
 import time
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -26,10 +27,13 @@ from cachemig.targets.redis import RedisTarget
 
 EXACT_ROWS = 100_000
 EXACT_BYTES = 2**30
-"""A table of at most so many rows and bytes is read as a whole; a larger one by a sample."""
+"""A table of at most so many rows and bytes is read as a whole; a larger one by a sample, unless all is asked for."""
 SAMPLE_ROWS = 5_000
 SAMPLE_BYTES = 2**28
 _LEAST_SAMPLE_ROWS = 200
+_MOST_KEYLESS = 10_000
+_MOST_SHARING = 200
+"""Rows of one key that a sample looks at."""
 _TIMED_BYTES = 2**24
 PATH_SHARE = 0.8
 """Backfill's rate as a part of COPY's alone: measured 0.8 to 1 with hashing, fence and ledger on two cores."""
@@ -116,8 +120,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a migration would move. Where `sampled_rows` is not None, every count but `rows` and `keyless_rows` is
-    that of so many sampled rows, scaled up; `sizes.max` is then the largest that was seen.
+    """What a migration would move. What `estimated` names is no count: of a large table so many sampled rows are read,
+    and what they show is scaled up; `sizes.max` is then the largest that was seen.
 
     redis_bytes = text bytes of the entries * ratio (json 1, gzip and zstd 0.4)
                   + entries * (bytes of the key's name + 120).
@@ -134,7 +138,8 @@ class Plan:
     empty_rows: int
     """NULL, JSON null or {}: not entries."""
     keyless_rows: int
-    """Exact. Values that no key leads to: they cannot be moved, and the drop would lose them."""
+    """Values that no key leads to: they cannot be moved, and the drop would lose them. A count where the key column is
+    NOT NULL or has an index."""
     duplicate_keys: int
     """Keys with more than one row that holds a value; one of them is the entry."""
     rows_beyond_winner: int
@@ -151,12 +156,18 @@ class Plan:
     redis_error: str | None
     """Why Redis could not be asked."""
     mb_per_s: float | None
-    """10^6 bytes of text a second, measured now by a COPY of some rows: an estimate. None: nothing to copy."""
+    """10^6 bytes of text a second, measured now by a COPY of some rows. None: nothing to copy."""
     seconds: float | None
-    """Expected time of backfill: an estimate."""
+    """Expected time of backfill."""
+    estimated: list[str]
+    """Names of the figures above that are estimates."""
     dependents: list[Dependent]
     settings: list[Setting]
     steps_ahead: list[str]
+
+
+_SAMPLED = ("empty_rows", "duplicate_keys", "rows_beyond_winner", "corrupt", "expired_rows", "entries", "sizes")
+_FORETOLD = ("redis_bytes", "mb_per_s", "seconds")
 
 
 class _Row(NamedTuple):
@@ -169,8 +180,9 @@ class _Row(NamedTuple):
     place: int
 
 
-def plan(settings: Settings, target: RedisTarget | None) -> Plan:
-    """The plan as of now. Reads only, with SELECT on the table alone, before `cachemig init` too.
+def plan(settings: Settings, target: RedisTarget | None, *, exact: bool = False) -> Plan:
+    """The plan as of now. Reads only, with SELECT on the table alone, before `cachemig init` too. Takes no longer with
+    a larger table, unless it is to be `exact`: then every row is read.
 
     Raises SourceError; RowsHidden where row-level security would falsify the counts. A Redis that cannot be reached
     is told in the plan.
@@ -180,29 +192,32 @@ def plan(settings: Settings, target: RedisTarget | None) -> Plan:
         phase, percent = _phase(conn)
         with transaction(conn, read_only=True):
             table = inspect(conn, settings)
-            rows, estimated = count_rows(conn, table)
+            rows, rows_estimated = count_rows(conn, table, exact=exact)
             table_bytes = size(conn, table)
-            sample = not (rows <= EXACT_ROWS and table_bytes <= EXACT_BYTES)
-            read = _rows(conn, table, rows if sample else None, table_bytes)
-            keyless = _number(conn, queries.query("scan", "keyless", **table.parts))
-            shared = _shared_by_lookup(conn, table, read) if sample else _shared(table, read)
-            mb_per_s = _measured(conn, table, rows, read)
+            if exact or (rows <= EXACT_ROWS and table_bytes <= EXACT_BYTES):
+                count = _Counts(settings)
+                for row in _rows(conn, table):
+                    count.add(row)
+                scale, keyless = 1.0, cast("int | None", count.keyless)
+            else:
+                count = _sampled(conn, table, rows, table_bytes)
+                scale, keyless = rows / max(count.rows, 1), _keyless(conn, table)
+            sampled = count.weights is not None
+            mb_per_s = _measured(conn, table, rows, count)
             dependents = _dependents(conn, table)
-    scale = rows / len(read) if sample and read else 1.0
-    count = _Counts(settings, read, shared, time.time())
-    sizes = _sizes([row.bytes for row in read if row.bytes is not None], scale)
+    sizes = _sizes(count.sizes, scale)
     return Plan(
         table=table.qualified,
         column=settings.column,
         phase=phase,
         rows=rows,
-        rows_estimated=estimated,
-        sampled_rows=len(read) if sample else None,
+        rows_estimated=rows_estimated,
+        sampled_rows=count.rows if sampled else None,
         table_bytes=table_bytes,
         empty_rows=round(count.empty * scale),
-        keyless_rows=keyless,
-        duplicate_keys=round(shared.keys * scale),
-        rows_beyond_winner=round(shared.beyond * scale),
+        keyless_rows=round(count.keyless * scale) if keyless is None else keyless,
+        duplicate_keys=round(count.shared_keys * scale),
+        rows_beyond_winner=round(count.beyond * scale),
         corrupt={name: max(1, round(n * scale)) for name, n in sorted(count.corrupt.items())},
         expired_rows=round(count.expired * scale),
         entries=round(count.entries * scale),
@@ -214,6 +229,12 @@ def plan(settings: Settings, target: RedisTarget | None) -> Plan:
         redis_error=redis_error,
         mb_per_s=mb_per_s,
         seconds=round(sizes.total / 1e6 / (mb_per_s * PATH_SHARE), 1) if mb_per_s else None,
+        estimated=[
+            *(["rows"] if rows_estimated else []),
+            *(_SAMPLED if sampled else []),
+            *(["keyless_rows"] if keyless is None else []),
+            *_FORETOLD,
+        ],
         dependents=dependents,
         settings=_deciding(settings),
         steps_ahead=[step for step in STEPS_AHEAD[phase] if percent < 100 or step not in _CUT_OVER],
@@ -223,18 +244,20 @@ def plan(settings: Settings, target: RedisTarget | None) -> Plan:
 # Shared with doctor -----------------------------------------------------------------------------------------------
 
 
-def count_rows(conn: Connection, table: Table) -> tuple[int, bool]:
-    """Rows of the table, and whether that is an estimate: exact up to EXACT_ROWS, else the planner's figure."""
-    counted = _number(
-        conn, queries.query("plan", "count_up_to", table=table.identifier, limit=sql.Literal(EXACT_ROWS + 1))
-    )
-    if counted <= EXACT_ROWS:
-        return counted, False
+def count_rows(conn: Connection, table: Table, *, exact: bool = False) -> tuple[int, bool]:
+    """Rows of the table, and whether that is an estimate: the planner's, where it is more than EXACT_ROWS."""
+    counting = sql.SQL("ALL") if exact else sql.Literal(EXACT_ROWS + 1)
+    count = queries.query("plan", "count_up_to", table=table.identifier, limit=counting)
+    if exact:
+        return _number(conn, count), False
     with source_errors():
         row = conn.execute(queries.query("plan", "planned_rows", table=table.identifier)).fetchone()
     assert row is not None
-    explained = cast("list[dict[str, Any]]", row[0])
-    return max(counted, int(explained[0]["Plan"]["Plan Rows"])), True
+    planned = int(cast("list[dict[str, Any]]", row[0])[0]["Plan"]["Plan Rows"])
+    if planned > EXACT_ROWS:
+        return planned, True
+    counted = _number(conn, count)
+    return counted, counted > EXACT_ROWS  # the table has grown by far since it was last analysed
 
 
 def expected_memory(entries: float, text_bytes: float, name_bytes: float, codec: str) -> int:
@@ -249,12 +272,20 @@ def free_memory(info: dict[str, Any]) -> int | None:
     return max(0, limit - int(info["used_memory"])) if limit and "used_memory" in info else None
 
 
+def free_for_entries(target: RedisTarget) -> int | None:
+    """Bytes of entries that Redis may still take. Of a cluster so many that no master takes more than it may: entries
+    go to masters by their part of the slots, so the fullest one decides. None where a server does not tell."""
+    free = [(free_memory(server.client.info("memory")), server.share) for server in target.servers()]
+    known = [int(nbytes / share) for nbytes, share in free if nbytes is not None]
+    return min(known) if len(known) == len(free) else None
+
+
 def _redis(target: RedisTarget | None) -> tuple[int | None, str | None]:
     if target is None:
         return None, None
     try:
         with target_errors():
-            return free_memory(target.client.info("memory")), None
+            return free_for_entries(target), None
     except TargetError as exc:
         return None, str(exc)
 
@@ -271,25 +302,33 @@ def _phase(conn: Connection) -> tuple[str, float]:
     return (NOT_BEGUN, 0) if migration is None else (migration.phase.value, migration.percent)
 
 
-def _rows(conn: Connection, table: Table, of: int | None, table_bytes: int) -> list[_Row]:
-    """Every row, or a sample of a table `of` so many rows."""
-    want = EXACT_ROWS + 1
-    sample: sql.Composable = sql.SQL("")
-    if of is not None:
-        # A quarter of the text is what it takes on disk, roughly: TOAST compresses.
-        text_per_row = max(1.0, 4 * table_bytes / max(of, 1))
-        want = int(min(SAMPLE_ROWS, max(_LEAST_SAMPLE_ROWS, SAMPLE_BYTES / text_per_row)))
-        sample = sql.SQL("TABLESAMPLE SYSTEM ({})").format(sql.Literal(min(100.0, 100 * want / max(of, 1))))
-        want *= 4  # pages are taken, not rows: let it be some more
-    for chosen in (sample, sql.SQL("TABLESAMPLE SYSTEM (100)")):
-        query = queries.query(
-            "plan", "rows", **_parts(table), sample=chosen, limit=sql.Literal(want),
-            text=sql.SQL("{}" if table.settings.shape == "emg" else "pg_catalog.left({}, 64)").format(_TEXT),
-        )  # fmt: skip
-        read = [_row(table.settings, row) for row in copy_rows(conn, query)]
-        if read or of is None:
-            return read
-    return []
+def _rows(conn: Connection, table: Table, share: float | None = None, most: int | None = None) -> Iterator[_Row]:
+    """Every row; or of a sample of pages, `share` per cent of all, at most so many rows."""
+    query = queries.query(
+        "plan", "rows", **_parts(table),
+        sample=sql.SQL("") if share is None else sql.SQL("TABLESAMPLE SYSTEM ({})").format(sql.Literal(share)),
+        limit=sql.SQL("ALL") if most is None else sql.Literal(most),
+        text=sql.SQL("{}" if table.settings.shape == "emg" else "pg_catalog.left({}, 64)").format(_TEXT),
+    )  # fmt: skip
+    return (_row(table.settings, fields) for fields in copy_rows(conn, query))
+
+
+def _sampled(conn: Connection, table: Table, rows: int, table_bytes: int) -> _Counts:
+    """What a sample of a table of so many rows shows."""
+    # A quarter of the text is what it takes on disk, roughly: TOAST compresses.
+    text_per_row = max(1.0, 4 * table_bytes / max(rows, 1))
+    want = int(min(SAMPLE_ROWS, max(_LEAST_SAMPLE_ROWS, SAMPLE_BYTES / text_per_row)))
+    share = 100 * want / max(rows, 1)
+    read: list[_Row] = []
+    for times in (1, 20, 400):  # pages are taken, and may hold no row
+        read = list(_rows(conn, table, min(100.0, times * share), 4 * want))
+        if read or times * share >= 100:
+            break
+    keys = [row.key for row in read if row.bytes is not None and row.key is not None]
+    count = _Counts(table.settings, _weights(conn, table, rows, keys))
+    for row in read:
+        count.add(row)
+    return count
 
 
 _TEXT = sql.SQL("t.cachemig_text")
@@ -322,58 +361,85 @@ def _parts(table: Table) -> dict[str, sql.Composable]:
     return {**{name: part for name, part in table.parts.items() if name in kept}, "k_key": k_key}
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """Keys of the read rows that have more than one row with a value, and the rows that are not the entry."""
-
-    keys: float
-    beyond: float
-    weights: dict[str, float]
-    """By key: what part of an entry a sampled row stands for. 1 where it is not named."""
-    sampled: bool
-    """The place of a row among those of its key is not known."""
-
-
-def _shared(table: Table, read: Sequence[_Row]) -> _Shared:
-    if table.key_unique:
-        return _Shared(0, 0, {}, False)
-    sizes = Counter(row.key for row in read if row.bytes is not None and row.key is not None)
-    return _Shared(sum(n > 1 for n in sizes.values()), sum(n - 1 for n in sizes.values()), {}, False)
-
-
-def _shared_by_lookup(conn: Connection, table: Table, read: Sequence[_Row]) -> _Shared:
-    """As _shared, of a sample: a row whose key has n rows stands for 1/n of an entry."""
-    keys = [row.key for row in read if row.bytes is not None and row.key is not None]
+def _weights(conn: Connection, table: Table, rows: int, keys: Sequence[str]) -> dict[str, float]:
+    """Of each of these keys the part of an entry that one row stands for: 1/n where n rows have it. Not named: 1."""
     if table.key_unique or not keys:
-        return _Shared(0, 0, {}, True)
-    query = queries.query("plan", "rows_of_keys", **_parts(table))
+        return {}
+    if not table.key_indexed:  # to look for the rows of each would be to read them all
+        n = _rows_of_a_key(conn, table, rows)
+        return dict.fromkeys(keys, 1 / n) if n > 1 else {}
+    asked = {"keys": sql.Literal(list(set(keys))), "limit": sql.Literal(_MOST_SHARING)}
     with source_errors():
-        sizes = {str(key): int(str(n)) for key, n in conn.execute(query, {"keys": keys}).fetchall()}
-    weights = {key: 1 / sizes[key] for key in set(keys) if sizes.get(key, 1) > 1}
-    beyond = sum(1 - weights.get(key, 1.0) for key in keys)
-    return _Shared(sum(weights.get(key, 0.0) for key in keys), beyond, weights, True)
+        found = conn.execute(queries.query("plan", "rows_of_keys", **_parts(table), **asked)).fetchall()
+    sizes = {str(key): int(str(n)) for key, n in found}
+    return {key: 1 / n for key, n in sizes.items() if n > 1}
+
+
+def _rows_of_a_key(conn: Connection, table: Table, rows: int) -> float:
+    """The mean by the planner's statistics; 1 where there are none."""
+    parameters = {"schema": table.schema, "table": table.name, "column": table.settings.key_column}
+    with source_errors():
+        row = conn.execute(queries.text("plan", "distinct_keys"), parameters).fetchone()
+    distinct = float(str(row[0])) if row and row[0] else 0.0
+    keys = -distinct * rows if distinct < 0 else distinct  # below 0: as a part of the rows
+    return max(1.0, rows / keys) if keys else 1.0
+
+
+def _keyless(conn: Connection, table: Table) -> int | None:
+    """Rows with a value and no key; None where only reading the whole table would tell."""
+    if table.settings.key_column in table.not_null:
+        return 0
+    if not table.key_indexed:
+        return None
+    query = queries.query("plan", "keyless", **_parts(table), limit=sql.Literal(_MOST_KEYLESS))
+    with source_errors():
+        row = conn.execute(query).fetchone()
+    assert row is not None
+    looked_at, found = row
+    return None if int(looked_at) >= _MOST_KEYLESS else int(found)
 
 
 class _Counts:
-    """What would become of the read rows."""
+    """What would become of the rows that are read."""
 
-    def __init__(self, settings: Settings, read: Sequence[_Row], shared: _Shared, now: float) -> None:
-        self.empty = sum(row.bytes is None for row in read)
+    def __init__(self, settings: Settings, weights: dict[str, float] | None = None) -> None:
+        """`weights`: these are sampled rows, whose place among those of their key is not known (_weights). None: all
+        rows are read."""
+        self.settings = settings
+        self.weights = weights
+        self.now = time.time()
+        self.rows = self.empty = self.keyless = 0
+        self.shared_keys = self.beyond = self.expired = self.entries = self.bytes = self.name_bytes = 0.0
         self.corrupt: Counter[str] = Counter()
-        self.expired = self.entries = self.bytes = self.name_bytes = 0.0
-        name_extra = len(settings.key_template.replace("{key}", "").encode())
-        for row in read:
-            if row.bytes is None or row.key is None or (row.place > 1 and not shared.sampled):
-                continue
-            weight = shared.weights.get(row.key, 1.0)
-            if row.fault is not None:
-                self.corrupt[row.fault] += 1
-            elif _expired(row, settings, now):
-                self.expired += weight
-            else:
-                self.entries += weight
-                self.bytes += row.bytes * weight
-                self.name_bytes += (name_extra + len(row.key.encode())) * weight
+        self.sizes = array("q")
+        self._name_extra = len(settings.key_template.replace("{key}", "").encode())
+
+    def add(self, row: _Row) -> None:
+        self.rows += 1
+        if row.bytes is None:
+            self.empty += 1
+            return
+        self.sizes.append(row.bytes)
+        if row.key is None:
+            self.keyless += 1
+            return
+        weight = 1.0
+        if self.weights is not None:
+            weight = self.weights.get(row.key, 1.0)
+            self.shared_keys += weight if weight < 1 else 0
+            self.beyond += 1 - weight
+        elif row.place > 1:
+            self.shared_keys += row.place == 2
+            self.beyond += 1
+            return
+        if row.fault is not None:
+            self.corrupt[row.fault] += 1
+        elif _expired(row, self.settings, self.now):
+            self.expired += weight
+        else:
+            self.entries += weight
+            self.bytes += row.bytes * weight
+            self.name_bytes += (self._name_extra + len(row.key.encode())) * weight
 
 
 def _expired(row: _Row, settings: Settings, now: float) -> bool:
@@ -383,10 +449,10 @@ def _expired(row: _Row, settings: Settings, now: float) -> bool:
     return row.lifetime_from + ttl_ms + jitter_ms(row.key or "", ttl_ms, settings.ttl_jitter) <= now * 1000
 
 
-def _sizes(found: list[int], scale: float) -> Sizes:
-    if not found:
+def _sizes(sizes: Sequence[int], scale: float) -> Sizes:
+    if not sizes:
         return Sizes(0, 0, 0, 0, 0)
-    found.sort()
+    found = sorted(sizes)
 
     def rank(part: float) -> int:  # nearest rank
         return found[math.ceil(part * len(found)) - 1]
@@ -394,12 +460,12 @@ def _sizes(found: list[int], scale: float) -> Sizes:
     return Sizes(rank(0.5), rank(0.95), rank(0.99), found[-1], round(sum(found) * scale))
 
 
-def _measured(conn: Connection, table: Table, rows: int, read: Sequence[_Row]) -> float | None:
+def _measured(conn: Connection, table: Table, rows: int, count: _Counts) -> float | None:
     """10^6 bytes of text a second of a COPY of about 16 MiB; None where there is nothing to copy."""
-    total = sum(row.bytes or 0 for row in read)
+    total = sum(count.sizes)
     if not total:
         return None
-    want = max(1, min(len(read), int(_TIMED_BYTES / (total / len(read)))))
+    want = max(1, min(count.rows, int(_TIMED_BYTES / (total / count.rows))))
     for share in (min(100.0, 100 * 4 * want / max(rows, 1)), 100.0):  # a small share of few pages may be none
         query = queries.query(
             "plan",

@@ -1,4 +1,5 @@
-"""status: where the migration stands. Reads only, and stays cheap on a large table."""
+"""status: where the migration stands. Reads only. Takes no longer on a larger table: whatever grows with it is counted
+up to a limit, and said to be more than that."""
 
 from __future__ import annotations
 
@@ -9,15 +10,13 @@ from typing import Any
 
 from cachemig.config import Settings, show_duration
 from cachemig.ladder import Phase, to_run
-from cachemig.source import capture, chunks, control, ledger, queries
-from cachemig.source.archive import Registered, newest
+from cachemig.source import capture, chunks, control, ledger, queries, standing
 from cachemig.source.connect import connect, source_errors, transaction
+from cachemig.source.standing import Backlog, Late, Registered
 from cachemig.source.table import inspect
-from cachemig.steps import clients, gates, late_writes
+from cachemig.steps import clients
 from cachemig.steps.clients import Client, stage
-from cachemig.steps.late_writes import Late
 from cachemig.steps.orders import Given, read
-from cachemig.steps.sync import Backlog, backlog
 
 _FROZEN = frozenset({Phase.REDIS_ONLY, Phase.DROPPED})
 
@@ -70,6 +69,8 @@ class Status:
     laid_out: bool
     faults: list[tuple[str, str, int, str]]
     """(state, fault, keys, one key) of entries that could not be migrated."""
+    more_faults: bool
+    """There are more of them than were looked at: the numbers in `faults` are at least these."""
     backfill: Last | None
     verify: Last | None
     clients: list[Client]
@@ -96,12 +97,13 @@ def status(settings: Settings) -> Status:
 
         has_capture = capture.installed(conn, table)
         totals = chunks.totals(conn)
-        laid_out = migration.layout == chunks.layout_of(table, migration.column_epoch)
+        faults, more_faults = ledger.faults(conn)
+        laid_out = chunks.is_laid_out(migration.layout, table, migration.column_epoch)
         guard = capture.guarded(conn, table)
-        late = late_writes.look(conn) if frozen else None
-        archived = newest(conn)
+        late = standing.late(conn) if frozen else None
+        archived = standing.newest_archive(conn)
         soak = _soak(settings, migration, control.now(conn), late)
-        behind = backlog(conn)
+        behind = standing.backlog(conn)
         live = clients.live(conn)
         return Status(
             table=table.qualified,
@@ -122,7 +124,8 @@ def status(settings: Settings) -> Status:
             orders=read(conn),
             chunks=totals,
             laid_out=laid_out,
-            faults=ledger.faults(conn),
+            faults=faults,
+            more_faults=more_faults,
             backfill=last("backfill"),
             verify=last("verify"),
             clients=live,
@@ -132,7 +135,7 @@ def status(settings: Settings) -> Status:
                 migration,
                 has_capture=has_capture,
                 filled=laid_out and totals.done == totals.chunks,
-                fresh=gates.fresh(gates.last_verification(conn), migration.epoch, settings)[0],
+                fresh=standing.fresh(standing.last_verification(conn), migration.epoch, settings)[0],
                 lag_s=behind.oldest_s,
                 live=live,
                 guard=guard,

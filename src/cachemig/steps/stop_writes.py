@@ -20,12 +20,12 @@ from cachemig.config import Settings
 from cachemig.errors import LeaseHeld
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
-from cachemig.source import capture, control, queries, repair
+from cachemig.source import capture, control, queries, repair, standing
 from cachemig.source.connect import Connection, transaction
+from cachemig.source.standing import Late
 from cachemig.source.table import Table, inspect
-from cachemig.steps import clients, gates, late_writes
+from cachemig.steps import clients, gates
 from cachemig.steps.gates import Expiring, Measured
-from cachemig.steps.late_writes import Late
 from cachemig.steps.recompute import open_recordings
 from cachemig.steps.retry import Reconnecting, lock_attempts, reason
 from cachemig.steps.sync import Synced, sync
@@ -153,7 +153,7 @@ def stop_writes(
             measured,
             [client.name for client in others],
             drained,
-            late_writes.look(session.get()),
+            standing.late(session.get()),
             round(time.monotonic() - began, 3),
         )
 

@@ -13,10 +13,10 @@ from cachemig import ladder
 from cachemig.config import Settings
 from cachemig.errors import ConfigError, Exit, Refused
 from cachemig.ladder import Phase
+from cachemig.source.standing import Late, Verification
 from cachemig.steps.clients import Client, Report, report, stage
 from cachemig.steps.cutover import LIMITS, broken_limit, measured_limits, schedule
-from cachemig.steps.gates import MEASURES, Expiring, Seen, Verification, measure, require
-from cachemig.steps.late_writes import Late
+from cachemig.steps.gates import MEASURES, Expiring, Seen, measure, require
 
 SETTINGS = Settings()
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

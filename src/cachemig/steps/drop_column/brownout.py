@@ -3,7 +3,7 @@ would after the drop, and renamed back.
 
 How it comes back, whatever happens: a row in cachemig.brownout is written by the transaction that renames the column
 and deleted by the one that renames it back. So the row is there exactly while the column is hidden. It holds the
-deadline; `end_overdue()`, which every command calls first, renames back what is past it. `end()` does so at any moment.
+deadline; every command first renames back what is past it (source/brownout.py).
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from cachemig.config import Settings, show_duration
@@ -22,29 +19,17 @@ from cachemig.errors import LockNotGranted, Refused
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import control, queries
+from cachemig.source.brownout import TRIES, end, fire, now, rename
 from cachemig.source.connect import Connection, connect, source_errors, transaction
 from cachemig.steps.drop_column.inspect import find
 from cachemig.stop import Stop
 
 SUFFIX = "__cachemig_brownout"
-TRIES = 30
 LOOK_EVERY_S = 0.5
 MORE_ROLLBACKS = 2.0
 """So many times the rate before, and five more, end it early: other things roll back too."""
 _FEW_ROLLBACKS = 5
-_FIRES = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA", "D": "DISABLE"}
 END = "cachemig drop-column --end-brownout"
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """A brownout under way."""
-
-    table: str
-    column: str
-    ends_at: datetime
-    who: str
-    overdue: bool
 
 
 @dataclass(frozen=True)
@@ -115,12 +100,6 @@ def brownout(
         return result
 
 
-def now(conn: Connection) -> Hidden | None:
-    """The brownout under way, or None."""
-    row = _row(conn)
-    return None if row is None else Hidden(f"{row[7]}.{row[8]}", row[1], row[4], row[5], row[6])
-
-
 def refuse(conn: Connection) -> None:
     """Raises Refused while a brownout is under way: the column has another name then."""
     hidden = now(conn)
@@ -128,28 +107,6 @@ def refuse(conn: Connection) -> None:
         raise Refused(
             f"{hidden.column} is hidden by a brownout of {hidden.who} until {hidden.ends_at:%H:%M:%S %Z}", hint=END
         )
-
-
-def end_overdue(settings: Settings) -> str | None:
-    """Renames back what a killed brownout left behind, once its time is over: the column, or None. One cheap question
-    where there is nothing to do. Every command calls it first."""
-    with connect(settings) as conn:
-        hidden = now(conn)
-    return end(settings) if hidden is not None and hidden.overdue else None
-
-
-def end(settings: Settings) -> str | None:
-    """Renames the column back, now. Returns its name, or None where no brownout is under way. Any number of callers may
-    do it at once. Raises LockNotGranted when the table was in use at every try."""
-    with connect(settings) as conn:
-        for left in reversed(range(TRIES)):
-            try:
-                return _reveal(conn, settings)
-            except LockNotGranted:
-                if not left:
-                    raise
-                time.sleep(0.2)
-    return None
 
 
 def _rate_before(conn: Connection, stop: Stop, seconds: float) -> Generator[Progress, None, float]:
@@ -186,7 +143,7 @@ def _hide(conn: Connection, settings: Settings, stop: Stop, seconds: float) -> s
                 conn.execute(queries.text("drop_column", "brownout_create"))
                 conn.execute(queries.query("drop_column", "drop_lock", table=table.identifier))
                 own = conn.execute(queries.text("drop_column", "brownout_own_triggers"), {"oid": table.oid}).fetchall()
-                _fire(conn, table.identifier, dict.fromkeys((str(name) for name, _ in own), "D"))
+                fire(conn, table.identifier, dict.fromkeys((str(name) for name, _ in own), "D"))
                 conn.execute(
                     queries.text("drop_column", "brownout_begin"),
                     {
@@ -198,7 +155,7 @@ def _hide(conn: Connection, settings: Settings, stop: Stop, seconds: float) -> s
                         "who": control.who(),
                     },
                 )
-                _rename(conn, table.identifier, settings.column, hidden_name(settings.column))
+                rename(conn, table.identifier, settings.column, hidden_name(settings.column))
             return table.qualified
         except LockNotGranted:
             if not left:
@@ -207,48 +164,6 @@ def _hide(conn: Connection, settings: Settings, stop: Stop, seconds: float) -> s
     raise AssertionError("the last try raises or returns")
 
 
-def _reveal(conn: Connection, settings: Settings) -> str | None:
-    row = _row(conn)
-    if row is None:
-        return None
-    with transaction(conn, lock_timeout_s=settings.lock_timeout):
-        if conn.execute(queries.text("drop_column", "brownout_end")).fetchone() is None:
-            return None  # somebody else has done it meanwhile
-        if row[8] is not None:
-            table = sql.Identifier(row[7], row[8])
-            conn.execute(queries.query("drop_column", "drop_lock", table=table))
-            _rename(conn, table, row[2], row[1])
-            _fire(conn, table, row[3])
-    return str(row[1])
-
-
-def _row(conn: Connection) -> tuple[Any, ...] | None:
-    with source_errors():
-        there = conn.execute(queries.text("drop_column", "brownout_there")).fetchone()
-        if not there or not there[0]:
-            return None
-        return conn.execute(queries.text("drop_column", "brownout_now")).fetchone()
-
-
 def hidden_name(column: str) -> str:
     """What the column is called meanwhile: no longer than Postgres's 63 bytes."""
     return column.encode()[: 63 - len(SUFFIX)].decode(errors="ignore") + SUFFIX
-
-
-def _rename(conn: Connection, table: sql.Identifier, old: str, new: str) -> None:
-    conn.execute(
-        queries.query("drop_column", "brownout_rename", table=table, old=sql.Identifier(old), new=sql.Identifier(new))
-    )
-
-
-def _fire(conn: Connection, table: sql.Identifier, triggers: dict[str, str]) -> None:
-    for name, how in triggers.items():
-        conn.execute(
-            queries.query(
-                "drop_column",
-                "brownout_trigger",
-                table=table,
-                fires=sql.SQL(_FIRES[how]),
-                trigger=sql.Identifier(name),
-            )
-        )

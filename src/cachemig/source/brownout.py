@@ -1,0 +1,103 @@
+"""A brownout under way, and its end. Every command asks here first, so this module loads nothing but the driver.
+
+A row in cachemig.brownout is there exactly while the column is hidden (steps/drop_column/brownout.py). It holds the
+deadline; `end_overdue()` renames back what is past it, `end()` does so at any moment.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg import sql
+
+from cachemig.config import Settings
+from cachemig.errors import LockNotGranted
+from cachemig.source import queries
+from cachemig.source.connect import Connection, connect, source_errors, transaction
+
+TRIES = 30
+_FIRES = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA", "D": "DISABLE"}
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A brownout under way."""
+
+    table: str
+    column: str
+    ends_at: datetime
+    who: str
+    overdue: bool
+
+
+def now(conn: Connection) -> Hidden | None:
+    """The brownout under way, or None."""
+    row = _row(conn)
+    return None if row is None else Hidden(f"{row[7]}.{row[8]}", row[1], row[4], row[5], row[6])
+
+
+def end_overdue(settings: Settings) -> str | None:
+    """Renames back what a killed brownout left behind, once its time is over: the column, or None. One cheap question
+    where there is nothing to do. Every command calls it first."""
+    with connect(settings) as conn:
+        hidden = now(conn)
+    return end(settings) if hidden is not None and hidden.overdue else None
+
+
+def end(settings: Settings) -> str | None:
+    """Renames the column back, now. Returns its name, or None where no brownout is under way. Any number of callers may
+    do it at once. Raises LockNotGranted when the table was in use at every try."""
+    with connect(settings) as conn:
+        for left in reversed(range(TRIES)):
+            try:
+                return _reveal(conn, settings)
+            except LockNotGranted:
+                if not left:
+                    raise
+                time.sleep(0.2)
+    return None
+
+
+def _reveal(conn: Connection, settings: Settings) -> str | None:
+    row = _row(conn)
+    if row is None:
+        return None
+    with transaction(conn, lock_timeout_s=settings.lock_timeout):
+        if conn.execute(queries.text("drop_column", "brownout_end")).fetchone() is None:
+            return None  # somebody else has done it meanwhile
+        if row[8] is not None:
+            table = sql.Identifier(row[7], row[8])
+            conn.execute(queries.query("drop_column", "drop_lock", table=table))
+            rename(conn, table, row[2], row[1])
+            fire(conn, table, row[3])
+    return str(row[1])
+
+
+def _row(conn: Connection) -> tuple[Any, ...] | None:
+    with source_errors():
+        there = conn.execute(queries.text("drop_column", "brownout_there")).fetchone()
+        if not there or not there[0]:
+            return None
+        return conn.execute(queries.text("drop_column", "brownout_now")).fetchone()
+
+
+def rename(conn: Connection, table: sql.Identifier, old: str, new: str) -> None:
+    conn.execute(
+        queries.query("drop_column", "brownout_rename", table=table, old=sql.Identifier(old), new=sql.Identifier(new))
+    )
+
+
+def fire(conn: Connection, table: sql.Identifier, triggers: dict[str, str]) -> None:
+    for name, how in triggers.items():
+        conn.execute(
+            queries.query(
+                "drop_column",
+                "brownout_trigger",
+                table=table,
+                fires=sql.SQL(_FIRES[how]),
+                trigger=sql.Identifier(name),
+            )
+        )
