@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import backfill, capture, emg, machine, service
+from benchmarks import backfill, capture, emg, machine, neighbour, scale, service
 from benchmarks.report import Report
 
 
@@ -35,6 +35,15 @@ _BENCHMARKS: Mapping[str, Benchmark] = {
     ),
     "capture": Benchmark(lambda given: capture.run(given.quick), "what capture costs an application that writes"),
     "emg": Benchmark(lambda given: emg.run(given.quick), "how exact the recompute of a recording is, and how fast"),
+    "neighbour": Benchmark(
+        neighbour.run,
+        "what a backfill costs the application beside it, flat out and gently",
+        neighbour.options,
+        neighbour.published,
+    ),
+    "scale": Benchmark(
+        scale.run, "how the cost grows with the number of rows, up to millions", scale.options, scale.published
+    ),
     "service": Benchmark(
         lambda given: service.run(given.quick), "what CacheService costs an application, Redis well or not"
     ),

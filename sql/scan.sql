@@ -15,22 +15,31 @@
 -- name: winner
 -- Where several rows share a key: the newest of those that hold a value. The same order as in read_keys. By the text too:
 -- what a type calls equal (citext, char) may be two names in Redis.
-AND (t.tableoid, t.ctid) = (
+(t.tableoid, t.ctid) = (
     SELECT n.tableoid, n.ctid FROM {table} AS n
     WHERE n.{key} = t.{key} AND n.{key}::text = t.{key}::text AND {n_nonempty}
     ORDER BY {n_order} LIMIT 1)
 
+-- name: winner_where_shared
+-- The same, asked only where it can matter: a row that came to share its key after the table was laid out left a change,
+-- which this snapshot sees or has seen folded into the version.
+AND CASE WHEN v.key_id IS NULL AND c.key IS NULL AND t.{key}::text <> ALL ({shared}::text[]) THEN true
+         ELSE {winner} END
+
 -- name: read_chunk
 -- Every entry of a range of rows. The version is null in a snapshot in which capture is off: nothing that was read
 -- there may be delivered, since nobody would notice what becomes of it. A frozen column keeps its epoch, so that every
--- write to Redis alone is newer than it.
+-- write to Redis alone is newer than it. OFFSET 0 keeps the look at versions one at the index for each row, where a plan
+-- would read all versions for every chunk; without any version it costs nothing.
 SELECT t.{key}::text,
        {value},
        (SELECT coalesce(m.frozen_epoch, m.epoch) FROM cachemig.migration AS m WHERE m.phase <> 'idle')::bigint * 1099511627776
            + coalesce(v.count, 0) + coalesce(c.count, 0),
        {lifetime_from}{more}
 FROM {table} AS t
-LEFT JOIN cachemig.version AS v ON v.key_id = cachemig.key_id(t.{key}::text)
+LEFT JOIN LATERAL (
+    SELECT w.key_id, w.count FROM cachemig.version AS w WHERE w.key_id = cachemig.key_id(t.{key}::text) OFFSET 0
+) AS v ON EXISTS (SELECT FROM cachemig.version)
 LEFT JOIN (SELECT key, count(*) AS count, min(at) AS since FROM cachemig.change GROUP BY key) AS c
     ON c.key = t.{key}::text
 {ledger_join}
@@ -64,7 +73,10 @@ LEFT JOIN LATERAL (
     WHERE n.{key} = {k_key} AND n.{key}::text = k.key AND {n_nonempty}
     ORDER BY {n_order} LIMIT 1
 ) AS t ON true
-LEFT JOIN cachemig.version AS v ON v.key_id = cachemig.key_id(k.key)
+-- OFFSET 0 keeps this a look at the index for each key, where a plan would read all versions for a few keys.
+LEFT JOIN LATERAL (
+    SELECT w.count FROM cachemig.version AS w WHERE w.key_id = cachemig.key_id(k.key) OFFSET 0
+) AS v ON true
 LEFT JOIN LATERAL (
     SELECT count(*) AS count, min(h.at) AS since FROM cachemig.change AS h
     WHERE pg_catalog.hashtextextended(h.key, 0) = pg_catalog.hashtextextended(k.key, 0) AND h.key = k.key
@@ -132,27 +144,30 @@ SELECT pg_catalog.sha256(pg_catalog.convert_to(%(text)s::jsonb::text, 'UTF8'));
 , extract(epoch FROM pg_catalog.clock_timestamp() - w.since)::float8
 
 -- name: ledger_join_chunk
-LEFT JOIN cachemig.entry AS e ON e.key_id = cachemig.key_id(t.{key}::text)
+LEFT JOIN LATERAL (
+    SELECT d.* FROM cachemig.entry AS d WHERE d.key_id = cachemig.key_id(t.{key}::text) OFFSET 0
+) AS e ON true
 LEFT JOIN (SELECT key, min(at) AS since FROM cachemig.late_write WHERE outcome IS NULL GROUP BY key) AS w ON w.key = t.{key}::text
 
 -- name: ledger_join_keys
 LEFT JOIN cachemig.entry AS e ON e.key_id = cachemig.key_id(k.key)
 LEFT JOIN (SELECT key, min(at) AS since FROM cachemig.late_write WHERE outcome IS NULL GROUP BY key) AS w ON w.key = k.key
 
--- name: keyless
--- Values that no key leads to: they cannot be looked up, and no cache can hold them.
-SELECT count(*) FROM {table} AS t WHERE t.{key} IS NULL AND {t_nonempty};
+-- name: no_nested_loops
+-- For this transaction. Two joins of whole tables by columns without an index: a wrong estimate must not make them
+-- quadratic.
+SET LOCAL enable_nestloop = off;
 
 -- name: unhandled
 -- The anti-join that decides whether backfill is complete: keys with a value that the ledger does not know in this
 -- epoch; and those that could not be written or removed, and were not tried again in this run. A key with a change on
--- its way is sync's.
+-- its way is sync's. Joined by the key itself: by its id a SHA-256 would be computed for each row.
 (SELECT DISTINCT t.{key}::text AS key
 FROM {table} AS t
 WHERE t.{key} IS NOT NULL AND {t_nonempty}
   AND NOT EXISTS (
       SELECT FROM cachemig.entry AS e
-      WHERE e.key_id = cachemig.key_id(t.{key}::text)
+      WHERE e.key = t.{key}::text
         AND e.state <> 'removed'
         AND e.version >= (SELECT coalesce(m.frozen_epoch, m.epoch) FROM cachemig.migration AS m)::bigint * 1099511627776)
   AND NOT EXISTS (SELECT FROM cachemig.change AS c WHERE c.key = t.{key}::text)

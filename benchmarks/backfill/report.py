@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.backfill import hand, tool
 from benchmarks.backfill.processes import Measured
+from benchmarks.backfill.profiled import MAIN, READER
 from benchmarks.report import Report, table
 
 BEGIN, END = "<!-- begin: scripts/bench backfill -->", "<!-- end: scripts/bench backfill -->"
@@ -43,6 +44,7 @@ class Rounds:
     """One a round: what was measured, by name."""
     part: list[dict[str, Measured]] = field(default_factory=list)
     """On the smaller table."""
+    profiles: list[tool.Profile] = field(default_factory=list)
 
     def names(self) -> list[str]:
         return [name for name in _ORDER if any(name in one for one in self.whole)]
@@ -88,13 +90,20 @@ def text(results: Results) -> str:
     if priced := {name: one for name, one in results.sizes.items() if any(one.part)}:
         parts += [
             "### The price of each safeguard",
-            f"One process on a smaller table of each kind, by the tool's own clock, medians of {_most_rounds(priced)} "
+            f"One worker on a smaller table of each kind, by the tool's own clock, medians of {_most_rounds(priced)} "
             "rounds: how many times as fast the run is without it, and the tool's processor time (the start of Python "
             "is in that) as a part of what it is with everything on.",
             _price_table(priced),
         ]
     if results.resumed:
         parts += ["### Killed half way, M", _resumed_table(results.resumed)]
+    if profiled := {name: one for name, one in results.sizes.items() if one.profiles}:
+        parts += [
+            "### Where the time of one backfill goes",
+            "One worker, everything on, `shape = object`: parts of the time that each thread was seen in each stage, "
+            "medians. The two threads run at the same time; the reader begins with the first chunk.",
+            _profile_table(profiled),
+        ]
     return "\n\n".join(parts)
 
 
@@ -162,8 +171,37 @@ def _price_table(sizes: Mapping[str, Rounds]) -> str:
     return table(("", *heads), rows, words=1)
 
 
+def _profile_table(sizes: Mapping[str, Rounds]) -> str:
+    rows = []
+    for thread in (MAIN, READER):
+        shares = {
+            name: [
+                {stage: n / sum(one.seen[thread].values()) for stage, n in one.seen[thread].items()}
+                for one in size.profiles
+                if one.seen[thread]
+            ]
+            for name, size in sizes.items()
+        }
+        stages = {stage for found in shares.values() for one in found for stage in one}
+        middle = {
+            stage: [median([one.get(stage, 0.0) for one in found] or [0.0]) for found in shares.values()]
+            for stage in stages
+        }
+        for stage, parts in sorted(middle.items(), key=lambda item: -sum(item[1])):
+            if max(parts) >= 0.01:
+                rows.append((thread, stage, *(f"{100 * part:.0f} %" for part in parts)))
+    return table(("thread", "stage", *sizes), rows, words=2)
+
+
 def _resumed_table(resumed: Sequence[tool.Resumed]) -> str:
-    heads = ("chunks", "done when killed", "entries delivered twice", "entries a chunk", "s until killed", "s resumed")
+    heads = (
+        "chunks",
+        "done when killed",
+        "entries twice",
+        "entries of the largest chunk",
+        "s until killed",
+        "s resumed",
+    )
     rows = [
         (
             str(one.chunks),
@@ -194,12 +232,12 @@ def _targets(results: Results) -> list[tuple[str, str, str, str]]:
         if name not in results.sizes:
             continue
         size = results.sizes[name]
-        asked(f"{name}: one process, of one COPY", one, size.ratios(_ONE))
-        asked(f"{name}: two processes, of one COPY", two, size.ratios(_TWO))
+        asked(f"{name}: one worker, of one COPY", one, size.ratios(_ONE))
+        asked(f"{name}: two workers, of one COPY", two, size.ratios(_TWO))
         if name != "S":
-            asked(f"{name}: two processes, of the best by hand", 1.0, _of_the_best_by_hand(size))
-        asked(f"{name}: two processes with zstd, of the same with json", 0.75, size.ratios(_ZSTD_TWO, _TWO))
-        asked(f"{name}: one process, of the naive script", 10.0, size.ratios(_ONE, hand.NAIVE), "{:.1f}")
+            asked(f"{name}: two workers, of the best by hand", 1.0, _of_the_best_by_hand(size))
+        asked(f"{name}: two workers with zstd, of the same with json", 0.75, size.ratios(_ZSTD_TWO, _TWO))
+        asked(f"{name}: one worker, of the naive script", 10.0, size.ratios(_ONE, hand.NAIVE), "{:.1f}")
         asked(f"{name}: verify, of both sides read", 0.9, size.ratios(tool.VERIFY, hand.BOTH))
         rss = [m.rss_bytes for work in _TOOL for m in size.of(work) if m.rss_bytes is not None]
         if rss:
@@ -246,6 +284,7 @@ def figures(results: Results) -> dict[str, object]:
                 "largest": one.largest,
                 "rounds": plain(one.whole),
                 "safeguards": plain(one.part),
+                "profiles": [asdict(profile) for profile in one.profiles],
             }
             for name, one in results.sizes.items()
         },

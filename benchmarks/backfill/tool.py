@@ -1,4 +1,4 @@
-"""What cachemig does, as a user runs it: one process or two of `python -m cachemig`, and their exit."""
+"""What cachemig does, as a user runs it: `python -m cachemig`, from its start to its exit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SYNC = "cachemig sync"
 
 def backfill_name(workers: int, codec: str, shape: str) -> str:
     more = "" if shape == "object" else f", shape {shape}"
-    return f"cachemig backfill, {'one process' if workers == 1 else 'two processes'}, {codec}{more}"
+    return f"cachemig backfill, {'one worker' if workers == 1 else 'two workers'}, {codec}{more}"
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,8 @@ def backfill(bed: Bed, table: Loaded, *, workers: int, codec: str, shape: str, c
     """Of a migration that has just begun. Where nothing but the default is set, verify follows, and sync."""
     environment = bed.environment(table, codec=codec, shape=shape)
     bed.migrate(environment)
-    # On a new migration --restart has nothing to forget; two that restart would take the other's chunks from it.
-    command = tool("backfill", "--json", *(("--restart",) if workers == 1 else ()))
-    found = {backfill_name(workers, codec, shape): _run(bed, table, environment, [command] * workers)}
+    command = tool("backfill", "--json", "--workers", str(workers))
+    found = {backfill_name(workers, codec, shape): _run(bed, table, environment, [command])}
     if (workers, codec, shape) == (1, "json", "object"):
         found[VERIFY] = _run(bed, table, environment, [tool("verify", "--json")])
         if changes:
@@ -67,6 +66,22 @@ def priced(bed: Bed, table: Loaded, safeguard: Safeguard) -> dict[str, Measured]
             bed, table, environment, [tool(without, "backfill", "--json", module="benchmarks.backfill.unguarded")]
         )
     }
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How often each thread was seen in each stage, during one backfill with one worker."""
+
+    seconds: float
+    seen: dict[str, dict[str, int]]
+
+
+def profile(bed: Bed, table: Loaded) -> Profile:
+    environment = bed.environment(table)
+    bed.migrate(environment)
+    path = bed.directory / "run" / "profile.json"
+    _run(bed, table, environment, [tool(str(path), "backfill", "--json", module="benchmarks.backfill.profiled")])
+    return Profile(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def sync(bed: Bed, table: Loaded, changes: int) -> dict[str, Measured]:
@@ -104,7 +119,7 @@ class Resumed:
     twice: int
     """Entries that Redis held by then, and no finished chunk accounts for."""
     chunk_entries: float
-    """Of a whole chunk, the mean."""
+    """Of the largest chunk."""
 
 
 def resume(bed: Bed, table: Loaded) -> Resumed:
@@ -135,7 +150,9 @@ def resume(bed: Bed, table: Loaded) -> Resumed:
     chunks, done, entries = _chunks(bed)
     held = sum(1 for _ in bed.redis.scan_iter(match=f"{PREFIX}*", count=5000))
     again = _run(bed, table, environment, [tool("backfill", "--json")])
-    return Resumed(before_s, again.seconds, chunks, done, max(0, held - entries), table.rows / max(1, chunks))
+    row = bed.admin.execute("SELECT max((figures ->> 'entries')::int) FROM cachemig.chunk").fetchone()
+    assert row is not None
+    return Resumed(before_s, again.seconds, chunks, done, max(0, held - entries), float(row[0]))
 
 
 def _chunks(bed: Bed) -> tuple[int, int, int]:
@@ -149,7 +166,7 @@ def _chunks(bed: Bed) -> tuple[int, int, int]:
 
 def _run(bed: Bed, table: Loaded, environment: Mapping[str, str], commands: list[list[str]]) -> Measured:
     measured = bed.meter.commands(commands, table.nbytes, environment=environment, directory=bed.directory / "run")
-    if "backfill" in commands[0]:
+    if "backfill" in commands[0]:  # nothing was left out
         held = bed.redis.dbsize()
         if held < table.rows:
             raise SystemExit(f"Redis holds {held} keys, not {table.rows}: {measured.stdout}")

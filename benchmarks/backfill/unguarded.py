@@ -31,7 +31,7 @@ def no_ledger() -> None:
         yield from ()
 
     _replace(ledger.write, lambda *_: None)
-    setattr(backfill._Run, "left_over", nothing_left)  # noqa: B010 - not what its type says
+    setattr(backfill.Worker, "left_over", nothing_left)  # noqa: B010 - not what its type says
 
 
 def no_fence() -> None:

@@ -16,9 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from cachemig import windows
 from cachemig.errors import ConfigError
+from cachemig.targets.address import address_of
 
 CONFIG_FILE = "cachemig.toml"
 _CODECS = ("json", "gzip", "zstd")
@@ -34,8 +37,10 @@ def duration(text: str) -> float:
 
 def show_duration(seconds: float) -> str:
     """The shortest text that `duration` reads as this."""
+    if not seconds:
+        return "0s"
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds and seconds % length == 0:
+        if seconds % length == 0:
             return f"{seconds / length:.0f}{unit}"
     return f"{Decimal(repr(seconds)):f}s"
 
@@ -70,6 +75,22 @@ def factor(text: str) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{text} is not a number above 0")
     return value
+
+
+def share(text: str) -> float:
+    """A number above 0, up to 1."""
+    value = fraction(text)
+    if not value:
+        raise ValueError("0 would be no time at all")
+    return value
+
+
+def switch(text: str) -> bool:
+    """On or off."""
+    known = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
+    if text.lower() not in known:
+        raise ValueError(f"{text!r} is not on or off")
+    return known[text.lower()]
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -107,8 +128,14 @@ class Settings:
     """All settings of a run. `origins` tells where each value came from; secrets are never in repr()."""
 
     dsn: str = setting("", "libpq DSN or URI; without it PG* variables, service file and .pgpass as psql takes them")
+    read_dsn: str = setting(
+        "", "a standby that backfill reads values from, where a unique constraint covers the key; '' for the primary"
+    )
     redis_url: str = setting(
-        "redis://localhost:6379/0", "redis://, rediss:// or unix:// URL; the password from REDISCLI_AUTH if not in it"
+        "redis://localhost:6379/0",
+        "redis://, rediss:// or unix:// URL; redis+cluster://HOST:PORT,... for a cluster; "
+        "redis+sentinel://HOST:PORT,.../NAME/0 for a primary that sentinels know; "
+        "the password from REDISCLI_AUTH if not in it",
     )
     table: str = setting("therapy_sessions", "table that holds the cache column, schema.table or table", identity=True)
     column: str = setting("analytics_cache", "the json or jsonb column to move", identity=True)
@@ -176,6 +203,30 @@ class Settings:
     batch_bytes: int = setting(4 * 2**20, "bytes in one pipeline to Redis", size, metavar="SIZE")
     batch_keys: int = setting(512, "keys in one pipeline to Redis", int, metavar="N")
     max_rate: int = setting(0, "bytes a second that one worker delivers at most; 0 for no limit", size, metavar="SIZE")
+    max_load: int = setting(
+        0, "slow down while more sessions of other programs are active in Postgres; 0 for no limit", count, metavar="N"
+    )
+    max_standby_lag: float = setting(
+        0.0, "slow down while a standby is further behind; 0 for no limit", duration, metavar="DURATION"
+    )
+    max_redis_latency: float = setting(
+        0.0, "slow down while Redis takes longer to answer a PING; 0 for no limit", duration, metavar="DURATION"
+    )
+    min_redis_memory: int = setting(
+        0, "pause while less memory is free in Redis, below its maxmemory; 0 for no limit", size, metavar="SIZE"
+    )
+    duty: float = setting(
+        1.0, "part of the time that a worker works; after each batch it waits the rest", share, metavar="0..1"
+    )
+    pause_windows: tuple[windows.Window, ...] = setting(
+        (), "when work pauses by itself: mon-fri 08:00-18:00, sat 09:00-12:00", windows.parse, metavar="WINDOWS"
+    )
+    pause_windows_zone: str = setting(
+        "UTC", "time zone of pause_windows, such as Europe/Berlin", windows.zone_name, metavar="ZONE"
+    )
+    gentle: bool = setting(
+        False, "give way to applications: begin slowly, with careful values for limits that are not set", switch
+    )
     app_roles: tuple[str, ...] = setting(
         (), "database roles of applications, which may call the functions in schema cachemig", names, metavar="NAMES"
     )
@@ -184,6 +235,9 @@ class Settings:
         900.0, "how long a server may be away or full before a run gives up", duration, metavar="DURATION"
     )
     redis_timeout: float = setting(30.0, "longest wait for one reply of Redis", duration, metavar="DURATION")
+    wait_replicas: int = setting(
+        0, "a delivery counts when so many replicas of the server have it (WAIT); 0 for none", count, metavar="N"
+    )
     grace: float = setting(1.0, "verify reads a suspect again after this long", duration, metavar="DURATION")
     max_lag: float = setting(30.0, "a change older than this and not delivered is bad", duration, metavar="DURATION")
     verify_fresh: float = setting(
@@ -240,6 +294,19 @@ class Settings:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
 
+GENTLE: Mapping[str, Any] = MappingProxyType(
+    {
+        "batch_bytes": 512 * 2**10,
+        "max_load": 4,
+        "max_standby_lag": 10.0,
+        "max_redis_latency": 0.005,
+        "min_redis_memory": 64 * 2**20,
+        "duty": 0.25,
+    }
+)
+"""What `gentle` stands for, where nothing else is said."""
+
+
 def fields() -> list[dataclasses.Field[Any]]:
     return [f for f in dataclasses.fields(Settings) if f.name != "origins"]
 
@@ -280,9 +347,14 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str], config
         if flag is not None:
             refuse_secret(name, flag, f"--{name.replace('_', '-')}")
             take(name, flag, f"--{name.replace('_', '-')}")
+    if values.get("gentle"):
+        for name in GENTLE.keys() - origins.keys():
+            values[name], origins[name] = GENTLE[name], "gentle"
     settings = Settings(**values, origins=origins)
-    if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise ConfigError(f"{origins['redis_url']}: redis_url must begin with redis://, rediss:// or unix://")
+    try:
+        address_of(settings.redis_url)
+    except ValueError as exc:
+        raise ConfigError(f"{origins['redis_url']}: redis_url {exc}") from None
     for name in ("batch_keys", "batch_bytes", "chunk_bytes"):
         if getattr(settings, name) < 1:
             raise ConfigError(f"{origins[name]}: {name} must be at least 1")
@@ -310,14 +382,14 @@ def read_file(path: Path, *, required: bool) -> dict[str, str]:
 
 def mask(name: str, value: object) -> str:
     """The value as it may be shown: passwords replaced."""
-    text = ", ".join(value) if isinstance(value, tuple) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     if name == "redis_url":
         return _masked_url(text)
     if name == "recordings_location" and text:  # the query of its URL may hold a token
         from cachemig.recordings.location import masked
 
         return masked(text)
-    if name == "dsn" and text:
+    if name in ("dsn", "read_dsn") and text:
         from psycopg import ProgrammingError, conninfo
 
         try:
@@ -330,25 +402,32 @@ def mask(name: str, value: object) -> str:
     return text
 
 
+SECRET = ("dsn", "read_dsn", "redis_url")
+"""Settings that may hold a password."""
 _LIBPQ_SECRETS = ("password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")
 _ADDRESS = re.compile(r"[^:]*(:\d+)?(/\d*)?")
+_ADDRESSES = re.compile(r"[^:,/]*(:\d+)?(,[^:,/]*(:\d+)?)*(/[^/:]*)?(/\d*)?")
 
 
 def _masked_url(url: str) -> str:
     """Whatever unescaped characters a password holds, none of it is left."""
     scheme, separator, rest = url.partition("//")
+    pattern = _ADDRESSES if "+" in scheme else _ADDRESS
     address = rest.partition("?")[0]
     # An @ behind the ? ends a password with a ? in it, unless what stands before the ? is an address already.
-    end = rest.rfind("@") if "@" in address or not _ADDRESS.fullmatch(address) else -1
-    if "@" in address and _ADDRESS.fullmatch(address[address.rfind("@") + 1 :]):
+    end = rest.rfind("@") if "@" in address or not pattern.fullmatch(address) else -1
+    if "@" in address and pattern.fullmatch(address[address.rfind("@") + 1 :]):
         end = address.rfind("@")
     user, colon, _ = rest[: max(end, 0)].partition(":")
     if colon:
         rest = f"{user}:***{rest[end:]}"
-    return scheme + separator + re.sub(r"(?<=[?&])((?:ssl_)?password=)[^&]*", r"\1***", rest)
+    return scheme + separator + re.sub(r"(?<=[?&])((?:ssl_|sentinel_)?password=)[^&]*", r"\1***", rest)
 
 
 def refuse_secret(name: str, text: str, origin: str) -> None:
-    if name in ("dsn", "redis_url") and mask(name, text) != text and "***" in mask(name, text):
-        where = "PGPASSWORD, ~/.pgpass or CACHEMIG_DSN" if name == "dsn" else "REDISCLI_AUTH or CACHEMIG_REDIS_URL"
+    if name in SECRET and mask(name, text) != text and "***" in mask(name, text):
+        where = {
+            "redis_url": "REDISCLI_AUTH or CACHEMIG_REDIS_URL",
+            "read_dsn": "~/.pgpass or CACHEMIG_READ_DSN",
+        }.get(name, "PGPASSWORD, ~/.pgpass or CACHEMIG_DSN")
         raise ConfigError(f"{origin}: {name} must not contain a password there", hint=f"put it into {where}")

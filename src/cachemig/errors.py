@@ -61,6 +61,10 @@ class Refused(CachemigError):
     exit_code = Exit.REFUSED
 
 
+class LimitUnknown(CachemigError):
+    """Whether a limit that was set is kept cannot be told."""
+
+
 class LeaseHeld(CachemigError):
     """Another run holds the lease."""
 
@@ -100,6 +104,12 @@ class SourceReadOnly(SourceError):
     """Postgres is a read-only standby."""
 
     hint = "point the DSN at the primary"
+
+
+class SourceBehind(SourceError):
+    """The standby has not replayed yet what was committed before this run began."""
+
+    hint = "look why it lags, or leave --read-dsn out: values are then read from the primary"
 
 
 class PrivilegeMissing(SourceError):

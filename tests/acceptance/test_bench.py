@@ -10,15 +10,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from benchmarks.report import between_marks
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["backfill", "capture", "emg", "service"])
+@pytest.mark.parametrize("name", ["backfill", "capture", "emg", "neighbour", "scale", "service"])
 def test_a_quick_run(name: str, tmp_path: Path) -> None:
-    more = ["--docs", str(tmp_path)] if name == "backfill" else []
+    more = ["--docs", str(tmp_path)] if name in ("backfill", "neighbour", "scale") else []
     done = bench(name, "--quick", "--json", str(tmp_path / "figures.json"), *more)
     assert done.returncode == 0, done.stderr
     assert "| ---" in done.stdout
@@ -41,6 +42,17 @@ def test_the_document_is_written_between_its_marks(tmp_path: Path) -> None:
     assert "| without the fence " in text
     drawing = "".join(ElementTree.parse(tmp_path / "performance.svg").getroot().itertext())
     assert "cachemig backfill, two processes, json" in drawing
+
+
+def test_what_stands_between_the_marks_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    document = tmp_path / "docs" / "performance.md"
+    between_marks(document, "scripts/bench x", "first")
+    document.write_text(f"Before.\n\n{document.read_text()}\nAfter.\n")
+    between_marks(document, "scripts/bench x", r"sec\1ond")
+    begin, end = "<!-- begin: scripts/bench x -->", "<!-- end: scripts/bench x -->"
+    assert document.read_text() == f"Before.\n\n{begin}\n\nsec\\1ond\n\n{end}\n\nAfter.\n"
+    with pytest.raises(SystemExit, match="exactly once"):
+        between_marks(document, "scripts/bench y", "third")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import socket
 import ssl
@@ -14,12 +15,15 @@ from typing import Any
 
 import psycopg
 import pytest
+from redis import Redis
 
-from cachemig.demo.servers import PostgresServer
+from cachemig.demo.servers import PostgresServer, RedisServer
 from tests.acceptance.conftest import Operator
 from tests.conftest import DEBIAN_15, OwnRedis, fresh_directory
+from tests.integration.test_acl import ACL
 
 OPENSSL = shutil.which("openssl")
+REDIS_WITH_TLS = shutil.which("redis-server")
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="certificates are made with openssl")
 
 
@@ -100,6 +104,36 @@ def test_redis_over_tls(
         right = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate[0]}"
         operator.fine("backfill", CACHEMIG_REDIS_URL=right)
         operator.fine("verify", CACHEMIG_REDIS_URL=right)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(REDIS_WITH_TLS is None, reason="needs a Redis that is built with TLS, as Debian's redis-server is")
+def test_redis_that_speaks_tls_itself(
+    operator: Operator, table: psycopg.Connection[tuple[Any, ...]], certificate: tuple[Path, Path]
+) -> None:
+    assert REDIS_WITH_TLS is not None
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shown, key = (str(path) for path in certificate)
+    config = {"tls-port": str(port), "tls-cert-file": shown, "tls-key-file": key, "tls-ca-cert-file": shown}
+    with (
+        fresh_directory() as directory,
+        RedisServer(directory, binary=Path(REDIS_WITH_TLS), config={**config, "tls-auth-clients": "no"}) as server,
+        Redis.from_url(server.url) as admin,
+    ):
+        rules = ACL.replace("SHA256_OF_THE_PASSWORD", hashlib.sha256(b"secret").hexdigest())
+        admin.execute_command(*(word for word in rules.split() if word != "+client|setinfo"))  # since Redis 7.2
+        url = f"rediss://cachemig@127.0.0.1:{port}/0"
+        operator.environment |= {
+            "REDISCLI_AUTH": "secret",
+            "CACHEMIG_REDIS_URL": f"{url}?ssl_ca_certs={shown}",
+            "CACHEMIG_KEY_TEMPLATE": "analysis:{key}",
+        }
+        for command in ("init", "dual-write", "backfill", "verify"):
+            operator.fine(command)
+        assert admin.dbsize() > 1
+        assert "Redis refused the login" in operator("backfill", REDISCLI_AUTH="wrong").err
+        assert "TLS to Redis failed" in operator("backfill", CACHEMIG_REDIS_URL=url).err
 
 
 @pytest.fixture

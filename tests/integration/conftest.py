@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psycopg
 import pytest
 from redis import Redis
+from redis.cluster import RedisCluster as ClusterClient
 
 from cachemig.config import Settings, load
 from cachemig.progress import Progress
 from cachemig.steps import backfill, dual_write, init, sync, verify
 from cachemig.stop import Stop
-from cachemig.targets.redis import RedisTarget
+from cachemig.targets.address import address_of
+from cachemig.targets.open import open_target
+from tests.conftest import Servers
+from tests.integration.cluster import RedisCluster, running_cluster
 
 T = TypeVar("T")
 
@@ -41,6 +45,14 @@ def finish(step: Generator[Progress, None, T]) -> T:
             return end.value  # type: ignore[no-any-return]
 
 
+def client_of(url: str) -> Redis:
+    """A client that returns bytes, of one server, of a cluster or of the primary that sentinels know."""
+    address = address_of(url)
+    if address.kind == "cluster":
+        return cast(Redis, ClusterClient.from_url(address.url(address.nodes[0])))
+    return open_target(load({"redis_url": url}, {}), {}).client if address.kind == "sentinel" else Redis.from_url(url)
+
+
 class Migrating:
     """One table on its way to Redis."""
 
@@ -50,9 +62,9 @@ class Migrating:
         self.prefix = prefix
         self.directory = directory
         self.conn = psycopg.connect(dsn, autocommit=True)
-        self.redis = Redis.from_url(redis_url)
+        self.redis = client_of(redis_url)
         self.settings = self.set()
-        self.target = RedisTarget(self.settings, {})
+        self.target = open_target(self.settings, {})
 
     def set(self, **settings: str) -> Settings:
         """Takes these settings into use, over those for the table of this module."""
@@ -70,7 +82,7 @@ class Migrating:
         self.settings = load(flags, environment, None)
         if hasattr(self, "target"):
             self.target.close()
-        self.target = RedisTarget(self.settings, {})
+        self.target = open_target(self.settings, {})
         return self.settings
 
     def use_redis(self, url: str) -> None:
@@ -139,3 +151,27 @@ def migrating(database: str, redis_url: str, prefix: str, tmp_path: Path) -> Ite
     case.execute(TABLE)
     yield case
     case.close()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(servers: Servers) -> Iterator[RedisCluster]:
+    """A cluster that the tests of one worker share; each leaves every slot where it was."""
+    with running_cluster(servers.programs.redis) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def clustered(migrating: Migrating, redis_cluster: RedisCluster) -> Iterator[Migrating]:
+    """`migrating` with the cluster as its target."""
+    yield on(migrating, redis_cluster.url)
+    for number in redis_cluster.masters():
+        redis_cluster.do(number, "FLUSHALL")
+
+
+def on(migrating: Migrating, url: str) -> Migrating:
+    """The same with another Redis, of whatever kind."""
+    migrating.redis_url = url
+    migrating.redis.close()
+    migrating.redis = client_of(url)
+    migrating.set()
+    return migrating

@@ -17,7 +17,7 @@ from cachemig.entries.verdicts import Verdict
 from cachemig.errors import CachemigError, Exit, Refused, TableUnfit
 from cachemig.ladder import Phase
 from cachemig.report.junit import write_junit
-from cachemig.source import scan
+from cachemig.source import scan, standing
 from cachemig.source.table import inspect
 from cachemig.steps import (
     archive,
@@ -26,7 +26,6 @@ from cachemig.steps import (
     compare,
     doctor,
     dual_write,
-    gates,
     init,
     measure,
     orders,
@@ -148,7 +147,7 @@ def test_neither_row_nor_table_is_needed(gone: Migrating) -> None:
     )
     assert (phase, figures["fingerprint"], figures["passed"]) == ("dropped", gone.settings.fingerprint(), True)
     ((epoch,),) = gone.execute("SELECT epoch FROM cachemig.migration")
-    assert gates.fresh(gates.last_verification(gone.conn), epoch, gone.settings)[0]
+    assert standing.fresh(standing.last_verification(gone.conn), epoch, gone.settings)[0]
     assert finish(clean.clean(gone.settings, gone.target, execute=False)).ledger == 3
 
 

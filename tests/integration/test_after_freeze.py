@@ -12,7 +12,8 @@ from cachemig.cli import render
 from cachemig.cli.screen import Screen
 from cachemig.entries.verdicts import Verdict
 from cachemig.errors import Refused
-from cachemig.steps import archive, clean, doctor, gates, measure, orders, plan, reclaim, recompute, residue, resync
+from cachemig.source import standing
+from cachemig.steps import archive, clean, doctor, measure, orders, plan, reclaim, recompute, residue, resync
 from cachemig.steps import status as status_step
 from cachemig.steps import verify as step
 from cachemig.steps.stop_writes import stop_writes
@@ -157,7 +158,7 @@ def test_an_orphan_is_removed_on_request(only: Migrating) -> None:
     assert only.in_redis().keys() == {"a", "b"}
     assert only.verify().outcome.passed
     ((epoch,),) = only.execute("SELECT epoch FROM cachemig.migration")
-    assert gates.fresh(gates.last_verification(only.conn), epoch, only.settings)[0]
+    assert standing.fresh(standing.last_verification(only.conn), epoch, only.settings)[0]
 
 
 def test_a_column_that_is_dropped_meanwhile_is_no_verdict(only: Migrating) -> None:

@@ -23,6 +23,7 @@ from cachemig.archive.location import StoreFailed
 from cachemig.config import Settings
 from cachemig.errors import ConfigError, Interrupted, Refused, RowsHidden, TableUnfit
 from cachemig.source import archive as source
+from cachemig.source.standing import newest_archive
 from cachemig.steps import archive as step
 from cachemig.stop import Stop
 from tests.integration.conftest import Migrating, finish
@@ -97,7 +98,7 @@ def test_every_row_that_holds_anything_is_in_it(clinic: Migrating, tmp_path: Pat
     assert clinic.execute("SELECT figures ->> 'sha256' FROM cachemig.journal WHERE command = 'archive'") == [
         (result.sha256,)
     ]
-    newest = source.newest(clinic.conn)
+    newest = newest_archive(clinic.conn)
     assert newest is not None
     assert newest.sha256.hex() == result.sha256
 
@@ -514,7 +515,7 @@ def test_forgotten_keys_are_nowhere_in_it(clinic: Migrating, tmp_path: Path, mem
     assert clinic.execute("SELECT encode(sha256, 'hex'), rows FROM cachemig.archive WHERE checked_at IS NOT NULL") == [
         (result.sha256, first.rows - 3)
     ]
-    newest = source.newest(clinic.conn)
+    newest = newest_archive(clinic.conn)
     assert newest is not None
     assert newest.checked_at == first.checked_at  # nothing was compared anew
     figures = clinic.execute("SELECT figures::text FROM cachemig.journal WHERE command = 'archive --forget'")[0][0]

@@ -17,7 +17,9 @@ from redis import Redis
 
 from cachemig.entries.entry import EPOCH
 from cachemig.errors import Interrupted, NotInitialised, Refused, SettingsDiffer, TargetFull
-from cachemig.source import chunks
+from cachemig.source import chunks, scan
+from cachemig.source.connect import transaction
+from cachemig.source.table import inspect
 from cachemig.steps import backfill as step
 from cachemig.stop import Stop
 from tests.conftest import OwnRedis
@@ -416,3 +418,56 @@ def test_postgres_restarted_in_the_middle(migrating: Migrating) -> None:
     assert result.tally.delivered >= 300
     assert migrating.in_redis() == migrating.in_postgres()
     assert migrating.verify().outcome.passed
+
+
+def test_chunks_are_alike_in_bytes_where_rows_are_not(migrating: Migrating) -> None:
+    migrating.execute(
+        "INSERT INTO sessions (file_hash, cache) SELECT 'k' || n, jsonb_build_object('v',"
+        " (SELECT string_agg(md5(n || ' ' || m), '')"
+        "  FROM generate_series(1, CASE WHEN n % 100 < 5 THEN 9000 ELSE 5 END) AS m))"
+        " FROM generate_series(1, 400) AS n"
+    )
+    migrating.set(chunk_bytes="512KiB")
+    migrating.begin()
+    result = migrating.backfill()
+    assert (result.tally.delivered, result.left_over) == (400, 0)
+    (largest, chunks_of_many) = migrating.execute(
+        "SELECT max((figures ->> 'bytes')::int), count(*) FILTER (WHERE (figures ->> 'entries')::int > 50)"
+        " FROM cachemig.chunk"
+    )[0]
+    assert largest < 900 * 1024
+    assert chunks_of_many >= 4
+
+
+@pytest.mark.parametrize("synced", [False, True])
+def test_a_row_that_comes_to_share_its_key_after_the_table_was_laid_out(migrating: Migrating, synced: bool) -> None:
+    """Its key is not among those that were shared then; it is known by the change that it left."""
+    migrating.put("a", {"v": "old"})
+    migrating.put("b", {"v": 1})
+    migrating.begin()
+    table = inspect(migrating.conn, migrating.settings)
+    assert chunks.shared_of(chunks.lay_out(migrating.conn, table, 0)) == []
+    migrating.put("a", {"v": "new"})
+    if synced:
+        migrating.sync()
+    with transaction(migrating.conn, read_only=True):
+        entries = list(scan.read_chunk(migrating.conn, table, None, None, shared=[]))
+    assert sorted((e.key, bytes(e.text or b""), e.version) for e in entries) == [
+        ("a", b'{"v": "new"}', 1),
+        ("b", b'{"v": 1}', 0),
+    ]
+
+
+def test_keys_that_are_shared_already(migrating: Migrating, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(30):
+        migrating.put(f"k{n % 20}", {"v": n})
+    migrating.begin()
+    table = inspect(migrating.conn, migrating.settings)
+    shared = chunks.shared_of(chunks.lay_out(migrating.conn, table, 0))
+    assert sorted(shared or []) == sorted(f"k{n}" for n in range(10))
+    migrating.backfill()
+    assert migrating.in_redis() == migrating.in_postgres()
+    monkeypatch.setattr(chunks, "_MOST_SHARED", 5)
+    assert chunks.shared_of(chunks.lay_out(migrating.conn, table, 0, again=True)) is None
+    migrating.backfill(restart=True)
+    assert migrating.in_redis() == migrating.in_postgres()

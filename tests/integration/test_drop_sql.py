@@ -19,9 +19,10 @@ import pytest
 
 from cachemig.errors import Interrupted, LockNotGranted, NotInitialised, Refused
 from cachemig.ladder import Phase
+from cachemig.source.brownout import end, end_overdue, now
 from cachemig.steps import dual_write
 from cachemig.steps.drop_column import Files, Format, as_migration, inspection, origin, preview
-from cachemig.steps.drop_column.brownout import brownout, end, end_overdue, now
+from cachemig.steps.drop_column.brownout import brownout
 from cachemig.steps.drop_column.migration import FORMATS, drop_files
 from cachemig.stop import Stop
 from tests.conftest import OwnPostgres

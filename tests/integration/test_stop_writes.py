@@ -14,9 +14,9 @@ from cachemig.entries.entry import EPOCH
 from cachemig.errors import LockNotGranted, Refused
 from cachemig.ladder import Phase
 from cachemig.service import Source, WriteFailed
-from cachemig.source import capture, control
+from cachemig.source import capture, control, standing
 from cachemig.source.table import inspect
-from cachemig.steps import copy_back, cutover, late_writes, retry, rollback, stop_writes
+from cachemig.steps import copy_back, cutover, retry, rollback, stop_writes
 from cachemig.stop import Stop
 from tests.integration.conftest import Migrating, finish
 from tests.integration.serving import opened_sync, until
@@ -39,8 +39,8 @@ class Frozen:
     def back(self, **options: Any) -> cutover.Moved:
         return finish(rollback.rollback(self.m.settings, self.m.target, Stop(), **options))
 
-    def late(self) -> late_writes.Late:
-        return late_writes.look(self.m.conn)
+    def late(self) -> standing.Late:
+        return standing.late(self.m.conn)
 
     def outcomes(self) -> list[tuple[Any, ...]]:
         return self.m.execute("SELECT key, kind, value, outcome FROM cachemig.late_write ORDER BY id")

@@ -12,6 +12,7 @@ import pytest
 from cachemig.entries.verdicts import Verdict
 from cachemig.errors import Refused, TargetError
 from cachemig.source import ledger, queries, scan
+from cachemig.source.standing import backlog
 from cachemig.source.table import inspect
 from cachemig.steps import delivery
 from cachemig.steps import sync as step
@@ -68,7 +69,7 @@ def test_a_truncate_under_an_old_snapshot_removes_what_it_could_not_see(
         assert "late" in moved.in_redis()
         before = moved.target.fetch(["late"])[0].version
         old.execute("TRUNCATE sessions")
-    assert step.backlog(moved.conn).changes > 0
+    assert backlog(moved.conn).changes > 0
     waiting = moved.verify()
     assert waiting.counts[Verdict.PENDING] == 4
     assert waiting.outcome.passed
@@ -79,7 +80,7 @@ def test_a_truncate_under_an_old_snapshot_removes_what_it_could_not_see(
     assert moved.in_redis() == {}
     after = moved.target.fetch(["late"])[0].version
     assert (before, after) == (1, 2)  # a late delivery of what stood there before is refused
-    assert step.backlog(moved.conn).changes == 0
+    assert backlog(moved.conn).changes == 0
     assert moved.verify().outcome.passed
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from psycopg import pq
 
 from cachemig.config import (
+    GENTLE,
     Settings,
     choice,
     count,
@@ -29,6 +30,7 @@ from cachemig.config import (
     template,
 )
 from cachemig.errors import ConfigError
+from cachemig.windows import Window
 
 SECRET = "s3cr3t"
 
@@ -86,7 +88,7 @@ def test_every_setting_has_one_name_everywhere(file: Path, name: str) -> None:
         (load({}, {}, file), str(file)),
     ):
         assert getattr(settings, name) == value
-        assert settings.origins == {name: origin}
+        assert {n: o for n, o in settings.origins.items() if o != "gentle"} == {name: origin}
         assert getattr(settings, name) != getattr(Settings(), name)
 
 
@@ -323,6 +325,14 @@ URLS = [
     f"redis://cache.example?ssl_password={SECRET}",
     f"redis://cache.example:6379/0?password=p@{SECRET}",
     f"redis://app:p?{SECRET}@cache.example:6379/0",
+    f"redis+cluster://app:{SECRET}@a.example:6379,b.example:6380/0",
+    f"rediss+cluster://:{SECRET}@a.example,b.example",
+    f"redis+cluster://app:a/b,{SECRET}@a.example:1,b.example:2",
+    f"redis+cluster://app:{SECRET}@[::1]:7000,b.example:7001/0",
+    f"redis+cluster://a.example:1,b.example:2/0?password={SECRET}",
+    f"redis+cluster://app:p@{SECRET},x@a.example:1,b.example:2/0",
+    f"redis+sentinel://app:{SECRET}@a.example:26379,b.example/mymaster/0",
+    f"rediss+sentinel://a.example/mymaster/0?sentinel_password={SECRET}",
 ]
 if pq.version() >= 180000:
     DSNS += [f"host=h oauth_client_secret={SECRET}", f"host=h scram_server_key={SECRET}"]
@@ -360,6 +370,8 @@ def test_a_secret_in_a_flag_or_in_the_file_is_refused(file: Path, name: str, tex
         ("redis_url", "rediss://app@cache.example:6380/1?ssl_ca_certs=/etc/ca.pem"),
         ("redis_url", "unix:///run/redis.sock?db=1"),
         ("redis_url", "redis://cache.example:6379/0?client_name=a@b"),
+        ("redis_url", "redis+cluster://app@a.example:6379,b.example:6380/0"),
+        ("redis_url", "rediss+sentinel://a.example:26379,b.example:26379/mymaster/0?ssl_ca_certs=/etc/ca.pem"),
     ],
 )
 def test_an_address_without_a_secret_is_accepted_everywhere(file: Path, name: str, text: str) -> None:
@@ -395,11 +407,38 @@ def test_a_dsn_that_does_not_parse_is_not_shown() -> None:
     assert "(not a valid DSN)" in repr(settings)
 
 
+def test_gentle_sets_what_nothing_else_does_and_says_so(file: Path) -> None:
+    file.write_text("gentle = true\nmax_load = 9")
+    settings = load({"duty": "1"}, {"CACHEMIG_MIN_REDIS_MEMORY": "0"}, file)
+    chosen = {name for name in GENTLE if settings.origins[name] == "gentle"}
+    assert chosen == GENTLE.keys() - {"max_load", "duty", "min_redis_memory"}
+    assert all(getattr(settings, name) == GENTLE[name] for name in chosen)
+    assert (settings.max_load, settings.duty, settings.min_redis_memory) == (9, 1.0, 0)
+    assert load({"gentle": "off"}, {}, file).duty == load({}, {}).duty == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("duty", "0"),
+        ("duty", "1.5"),
+        ("gentle", "perhaps"),
+        ("max_load", "-1"),
+        ("pause_windows", "at night"),
+        ("pause_windows_zone", "Europe/Nowhere"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load({name: text}, {})
+
+
 # Identity ---------------------------------------------------------------------------------------------------------
 
 # For every setting another value: its text, its value, and whether it decides what stands in Redis.
 OTHER: dict[str, tuple[str, object, bool]] = {
     "dsn": ("host=other", "host=other", False),
+    "read_dsn": ("host=other", "host=other", False),
     "redis_url": ("redis://other", "redis://other", False),
     "table": ("other", "other", True),
     "column": ("other", "other", True),
@@ -425,10 +464,19 @@ OTHER: dict[str, tuple[str, object, bool]] = {
     "batch_bytes": ("1MiB", 2**20, False),
     "batch_keys": ("7", 7, False),
     "max_rate": ("10MiB", 10 * 2**20, False),
+    "max_load": ("8", 8, False),
+    "max_standby_lag": ("10s", 10.0, False),
+    "max_redis_latency": ("5ms", 0.005, False),
+    "min_redis_memory": ("1GiB", 2**30, False),
+    "duty": ("0.5", 0.5, False),
+    "pause_windows": ("mon-fri 08:00-18:00", (Window((0, 1, 2, 3, 4), 480, 1080),), False),
+    "pause_windows_zone": ("Europe/Berlin", "Europe/Berlin", False),
+    "gentle": ("on", True, False),
     "app_roles": ("anon,service_role", ("anon", "service_role"), False),
     "lock_timeout": ("5s", 5.0, False),
     "retry_for": ("1m", 60.0, False),
     "redis_timeout": ("5s", 5.0, False),
+    "wait_replicas": ("2", 2, False),
     "grace": ("5s", 5.0, False),
     "max_lag": ("1m", 60.0, False),
     "verify_fresh": ("30m", 1800.0, False),

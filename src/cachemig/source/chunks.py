@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,16 @@ from cachemig.source import control, queries
 from cachemig.source.connect import Connection, source_errors, transaction
 from cachemig.source.table import Table
 
-LEASE_S = 120.0
-"""A chunk takes about a second; one that takes longer than this may be done twice, which is harmless."""
+LEASE_S = 60.0
+"""Renewed while a chunk is in work. One whose worker is silent for longer may be done twice, which is harmless."""
+SLOW_S = 20.0
+"""A chunk that is in work for longer, and eight times longer than others took, is also given to whoever is idle."""
 _SAMPLE_ROWS = 1000
+_PRINTED = ((64 << 10, 50), (4 << 20, 4))
+"""Most bytes stored, and how many of such values are printed to learn how long their texts are."""
 _MOST_ROWS = 20_000  # bounds the ledger rows that a worker holds until its chunk is done
+_ROW_BYTES = 64
+_MOST_SHARED = 1000
 
 
 @dataclass(frozen=True)
@@ -39,19 +46,32 @@ class Totals:
 
 def sample_width(conn: Connection, table: Table) -> float:
     """Mean bytes of a row's text, from a sample."""
+    return _sampled(conn, table)[0]
+
+
+def _sampled(conn: Connection, table: Table) -> tuple[float, float]:
+    """(mean bytes of a row's text, bytes of text for each byte stored)."""
     share = min(100.0, 100 * 20 * _SAMPLE_ROWS / table.tuples) if table.tuples > 0 else 100.0
-    sampling = sql.SQL("TABLESAMPLE SYSTEM ({})").format(sql.Literal(share)) if share < 100 else sql.SQL("")
-    query = queries.query(
-        "chunks",
-        "sample_width",
-        table=table.identifier,
-        column=sql.Identifier(table.settings.column),
-        tablesample=sampling,
-        limit=sql.Literal(_SAMPLE_ROWS),
-    )
+    parts = {
+        "table": table.identifier,
+        "column": sql.Identifier(table.settings.column),
+        "tablesample": sql.SQL("TABLESAMPLE SYSTEM ({})").format(sql.Literal(share)) if share < 100 else sql.SQL(""),
+    }
+
+    def one(name: str, **more: int) -> tuple[Any, ...]:
+        literals = {part: sql.Literal(value) for part, value in more.items()}
+        row = conn.execute(queries.query("chunks", name, **parts, **literals)).fetchone()
+        assert row is not None
+        return row
+
     with source_errors():
-        row = conn.execute(query).fetchone()
-    return float(row[0]) if row else 0.0
+        _, stored = one("sample_width", limit=_SAMPLE_ROWS)
+        ratio = 1.0
+        for most_bytes, limit in _PRINTED:
+            found, ratio = one("sample_printed", most_bytes=most_bytes, limit=limit)
+            if found:
+                break
+    return float(stored) * float(ratio), float(ratio)
 
 
 def layout_of(table: Table, epoch: int) -> dict[str, Any]:
@@ -63,37 +83,79 @@ def layout_of(table: Table, epoch: int) -> dict[str, Any]:
     }
 
 
-def lay_out(conn: Connection, table: Table, epoch: int) -> None:
-    """Divides the table into chunks of about chunk_bytes each, and forgets the chunks there were."""
-    width = max(sample_width(conn, table), 1.0)
-    rows = int(min(max(table.settings.chunk_bytes / width, 1), _MOST_ROWS))
+def is_laid_out(layout: dict[str, Any] | None, table: Table, epoch: int) -> bool:
+    """The chunks are those of this table as it is, in this epoch."""
+    wanted = layout_of(table, epoch)
+    return layout is not None and {name: layout.get(name) for name in wanted} == wanted
+
+
+def shared_of(layout: dict[str, Any] | None) -> list[str] | None:
+    """The keys that several rows had when the table was laid out; None where they are many, or it is not known.
+
+    A key that several rows have since then has a change on its way or delivered, for capture is on before.
+    """
+    return None if layout is None else layout.get("shared")
+
+
+def lay_out(conn: Connection, table: Table, epoch: int, *, again: bool = False) -> dict[str, Any]:
+    """Divides the table into chunks of about chunk_bytes each, and forgets the chunks there were, unless another worker
+    has laid out the same meanwhile (`again`: all the same). Returns the layout.
+
+    Raises LockNotGranted while another one does.
+    """
+    width, ratio = _sampled(conn, table)
     with transaction(conn):
+        conn.execute(queries.text("chunks", "lock_chunks"))
+        row = conn.execute(queries.text("chunks", "layout")).fetchone()
+        found = row[0] if row else None
+        if not again and found is not None and is_laid_out(found, table, epoch):
+            return dict(found)
         conn.execute(queries.text("chunks", "forget_chunks"))
-        if table.row_key:
-            columns = [sql.SQL("t.{}").format(sql.Identifier(c)) for c in table.row_key]
-            texts = sql.SQL(", ").join(sql.SQL("{}::text").format(c) for c in columns)
-            conn.execute(
-                queries.query(
-                    "chunks",
-                    "lay_out_keys",
-                    table=table.identifier,
-                    order=sql.SQL(", ").join(columns),
-                    bound=sql.SQL("ARRAY[{}]").format(texts),
-                    rows=sql.Literal(rows),
-                )
-            )
-        else:
-            found = conn.execute(queries.query("chunks", "table_blocks", oid=sql.Literal(table.oid))).fetchone()
-            total = int(found[0]) if found else 0
-            per_block = table.tuples / total if table.tuples > 0 and total else 1
-            blocks = max(1, int(rows / max(per_block, 1)))
-            conn.execute(queries.text("chunks", "lay_out_blocks"), {"blocks": blocks, "total": total})
+        conn.execute(_laying_out(conn, table, width, ratio))
         conn.execute(queries.text("chunks", "first_chunk"))
-        conn.execute(queries.text("chunks", "set_layout"), {"layout": Jsonb(layout_of(table, epoch))})
+        layout = {**layout_of(table, epoch), "shared": _shared(conn, table)}
+        conn.execute(queries.text("chunks", "set_layout"), {"layout": Jsonb(layout)})
+    return layout
 
 
-def claim(conn: Connection, owner: str, epoch: int) -> Chunk | None:
-    """The next chunk that nobody works on, leased to the owner; None where there is none to be had now."""
+def _laying_out(conn: Connection, table: Table, width: float, ratio: float) -> sql.Composed:
+    row = conn.execute(queries.query("chunks", "has_toast", oid=sql.Literal(table.oid))).fetchone()
+    if row is None or row[0]:
+        weight = sql.SQL("({} + coalesce(pg_catalog.pg_column_size(t.{}), 0) * {})::numeric").format(
+            sql.Literal(_ROW_BYTES), sql.Identifier(table.settings.column), sql.Literal(ratio)
+        )
+    else:  # of a page at most, every one: an index has all that is needed
+        weight = sql.SQL("{}::numeric").format(sql.Literal(int(width) + _ROW_BYTES))
+    parts = {
+        "table": table.identifier,
+        "weight": weight,
+        "chunk_bytes": sql.Literal(table.settings.chunk_bytes),
+        "chunk_rows": sql.Literal(_MOST_ROWS),
+    }
+    if not table.row_key:
+        return queries.query("chunks", "lay_out_blocks", **parts)
+    columns = [sql.SQL("t.{}").format(sql.Identifier(c)) for c in table.row_key]
+    bound = sql.SQL("ARRAY[{}]").format(sql.SQL(", ").join(sql.SQL("{}::text").format(c) for c in columns))
+    return queries.query("chunks", "lay_out", **parts, bound=bound, order=sql.SQL(", ").join(columns))
+
+
+def _shared(conn: Connection, table: Table) -> list[str] | None:
+    if table.key_unique:
+        return []
+    query = queries.query(
+        "chunks",
+        "keys_of_several_rows",
+        table=table.identifier,
+        key=sql.Identifier(table.settings.key_column),
+        limit=sql.Literal(_MOST_SHARED + 1),
+    )
+    keys = [str(row[0]) for row in conn.execute(query).fetchall()]
+    return keys if len(keys) <= _MOST_SHARED else None
+
+
+def claim(conn: Connection, owner: str, epoch: int, held: Sequence[int] = ()) -> Chunk | None:
+    """The next chunk that nobody works on, leased to the owner, other than those that it `held`; None where there is
+    none to be had now."""
     with source_errors():
         owners = [str(r[0]) for r in conn.execute(queries.text("chunks", "running_owners")).fetchall()]
         row = conn.execute(
@@ -101,6 +163,8 @@ def claim(conn: Connection, owner: str, epoch: int) -> Chunk | None:
             {
                 "owner": owner,
                 "seconds": LEASE_S,
+                "slow_seconds": SLOW_S,
+                "held": list(held),
                 "dead": control.dead(owners),
                 "phases": [phase.value for phase in ALLOWED["backfill"]],
                 "epoch": epoch,
@@ -111,6 +175,13 @@ def claim(conn: Connection, owner: str, epoch: int) -> Chunk | None:
     return Chunk(*row)
 
 
+def renew(conn: Connection, owner: str) -> set[tuple[int, int]]:
+    """Keeps the leases of this owner; returns (id, attempts) of the chunks that are still its own."""
+    with source_errors():
+        rows = conn.execute(queries.text("chunks", "renew_chunks"), {"owner": owner, "seconds": LEASE_S}).fetchall()
+    return {(int(chunk_id), int(number)) for chunk_id, number in rows}
+
+
 def finish(conn: Connection, chunk: Chunk, owner: str, figures: dict[str, Any]) -> bool:
     """Marks the chunk done; False where the lease was lost to another worker, and nothing is changed."""
     with source_errors():
@@ -119,6 +190,13 @@ def finish(conn: Connection, chunk: Chunk, owner: str, figures: dict[str, Any]) 
             {"id": chunk.id, "owner": owner, "attempts": chunk.attempts, "figures": Jsonb(figures)},
         )
     return cur.rowcount == 1
+
+
+def done_by(conn: Connection, owners: Sequence[str]) -> list[dict[str, Any]]:
+    """The figures of each chunk that one of these owners has done."""
+    with source_errors():
+        rows = conn.execute(queries.text("chunks", "done_by"), {"owners": list(owners)}).fetchall()
+    return [dict(row[0]) for row in rows]
 
 
 def release(conn: Connection, chunk: Chunk, owner: str) -> None:

@@ -137,9 +137,11 @@ def set_phase(conn: Connection, phase: Phase, epoch: int) -> None:
         conn.execute(queries.text("control", "set_phase"), {"phase": phase.value, "epoch": epoch, "who": who()})
 
 
-def owner() -> str:
-    """This process, for leases: host, pid, and when it started, so that a reused pid is not mistaken for it."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+def owner(pid: int | None = None) -> str:
+    """This process (or another one of this host), for leases: host, pid, and when it started, so that a reused pid is
+    not mistaken for it."""
+    pid = pid or os.getpid()
+    return f"{socket.gethostname()}:{pid}:{_started(pid)}"
 
 
 def dead(owners: list[str]) -> list[str]:

@@ -97,10 +97,17 @@ def copy_rows(conn: Connection, query: sql.Composed) -> Generator[list[Field], N
 
 
 def read_chunk(
-    conn: Connection, table: Table, lower: Sequence[str] | None, upper: Sequence[str] | None
+    conn: Connection,
+    table: Table,
+    lower: Sequence[str] | None,
+    upper: Sequence[str] | None,
+    *,
+    shared: Sequence[str] | None = None,
 ) -> Generator[Entry, None, None]:
-    """Every entry of a range of rows, in one snapshot with its version. Runs in the caller's transaction."""
-    query = queries.query("scan", "read_chunk", **_plain(table), range=table.range(lower, upper))
+    """Every entry of a range of rows, in one snapshot with its version. Runs in the caller's transaction. `shared`: as
+    parts_where_shared() has it."""
+    parts = {**_plain(table), **table.parts_where_shared(shared)}
+    query = queries.query("scan", "read_chunk", **parts, range=table.range(lower, upper))
     yield from map(partial(_entry, table.settings), copy_rows(conn, query))
 
 
@@ -111,10 +118,16 @@ def read_keys(conn: Connection, table: Table, keys: Sequence[str]) -> Generator[
 
 
 def read_chunk_known(
-    conn: Connection, table: Table, lower: Sequence[str] | None, upper: Sequence[str] | None
+    conn: Connection,
+    table: Table,
+    lower: Sequence[str] | None,
+    upper: Sequence[str] | None,
+    *,
+    shared: Sequence[str] | None = None,
 ) -> Generator[Known, None, None]:
     """As read_chunk, together with the ledger's row of each key."""
-    query = queries.query("scan", "read_chunk", **_with_ledger(table, "chunk"), range=table.range(lower, upper))
+    parts = {**_with_ledger(table, "chunk"), "winner": table.parts_where_shared(shared)["winner"]}
+    query = queries.query("scan", "read_chunk", **parts, range=table.range(lower, upper))
     yield from map(partial(_known, table.settings), copy_rows(conn, query))
 
 

@@ -113,14 +113,24 @@ class Table:
             if s.ttl_from == "now" or not s.ttl
             else sql.SQL("(extract(epoch FROM t.{}) * 1000)::bigint").format(sql.Identifier(s.ttl_from)),
         }
-        parts["winner"] = (
-            sql.SQL("")
-            if self.key_unique
-            else queries.fragment(
-                "scan", "winner", **{name: parts[name] for name in ("table", "key", "n_nonempty", "n_order")}
-            )
-        )
+        parts["winner"] = self._winner("winner", parts)
         return parts
+
+    def parts_where_shared(self, shared: Sequence[str] | None) -> dict[str, sql.Composable]:
+        """As `parts`, for a table of which only these keys, and keys that were changed since, may be those of several
+        rows; None: any key may be."""
+        parts = self.parts
+        if shared is not None:
+            parts["winner"] = self._winner("winner_where_shared", {**parts, "shared": sql.Literal(list(shared))})
+        return parts
+
+    def _winner(self, name: str, parts: dict[str, sql.Composable]) -> sql.Composable:
+        if self.key_unique:
+            return sql.SQL("")
+        winner = queries.fragment("scan", "winner", **{n: parts[n] for n in ("table", "key", "n_nonempty", "n_order")})
+        if name == "winner":
+            return sql.SQL("AND {}").format(winner)
+        return queries.fragment("scan", name, key=parts["key"], shared=parts["shared"], winner=winner)
 
     def _typed(self, key: str) -> sql.Composable:
         """A text as the key column's type; null where it is none of that type, as a foreign key in Redis may be."""
@@ -133,9 +143,16 @@ class Table:
         return [*order, *(c for c in self.row_key if c not in order)] or ["ctid"]
 
     def range(self, lower: Sequence[str] | None, upper: Sequence[str] | None) -> sql.Composable:
-        """The condition for rows of a chunk; bounds are text, compared as the columns' own types."""
+        """The condition for rows of a chunk; bounds are text, compared as the columns' own types.
+
+        Without a row key a bound is a row's place, or (oid of a partition, place in it).
+        """
         columns = self.row_key or ("ctid",)
         types = [self.columns.get(c, "tid") for c in columns]
+        conditions = []
+        if not self.row_key and lower is not None and len(lower) > 1:
+            conditions.append(sql.SQL("t.tableoid = {}::oid").format(sql.Literal(lower[0])))
+            lower, upper = lower[1:], upper and upper[1:]
         left = sql.SQL("({})").format(sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c)) for c in columns))
 
         def bound(values: Sequence[str]) -> sql.Composed:
@@ -145,7 +162,6 @@ class Table:
                 )
             )
 
-        conditions = []
         if lower is not None:
             conditions.append(sql.SQL("{} >= {}").format(left, bound(lower)))
         if upper is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from cachemig.config import Settings
 from cachemig.entries.codec import encode
@@ -31,6 +32,11 @@ class Tally:
     bytes: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     """Corrupt values by name of the fault."""
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Any]) -> Tally:
+        """From what `asdict` gave, and more."""
+        return cls(**{f.name: figures[f.name] for f in fields(cls)})
 
     def add(self, record: Record) -> None:
         match record.state:

@@ -72,7 +72,8 @@ def expected_by(conn: Connection, settings: Settings, migration: control.Migrati
     """The table as long as it has the column, then the ledger. Raises TableUnfit, Refused."""
     if migration.phase is Phase.DROPPED:
         return ByLedger(settings)
-    return ByTable(inspect(conn, settings), migration.layout, migration.column_epoch)
+    frozen = migration.frozen_epoch is not None
+    return ByTable(inspect(conn, settings), migration.layout, migration.column_epoch, frozen)
 
 
 @dataclass
@@ -83,12 +84,17 @@ class ByTable:
     layout: dict[str, Any] | None
     epoch: int
     """Of what is read from the column."""
+    frozen: bool
+    """What is written to it leaves no change."""
     unit = "chunks"
 
     def reads(self, conn: Connection) -> Sequence[Read]:
-        laid_out = self.layout == chunks.layout_of(self.table, self.epoch)
+        laid_out = chunks.is_laid_out(self.layout, self.table, self.epoch)
         ranges = chunks.bounds(conn) if laid_out else [(None, None)]
-        return [partial(scan.read_chunk_known, table=self.table, lower=low, upper=up) for low, up in ranges]
+        shared = chunks.shared_of(self.layout) if laid_out and not self.frozen else None
+        return [
+            partial(scan.read_chunk_known, table=self.table, lower=low, upper=up, shared=shared) for low, up in ranges
+        ]
 
     def gone(self) -> Read | None:
         return partial(scan.read_gone_known, table=self.table)

@@ -8,7 +8,7 @@ from pathlib import Path
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from cachemig.config import CONFIG_FILE, Settings, fields, mask, show_duration
+from cachemig.config import CONFIG_FILE, SECRET, Settings, fields, mask, show_duration
 from cachemig.source import control, functions, queries
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
@@ -86,7 +86,7 @@ def config_file(settings: Settings) -> str:
         if field.name not in settings.origins and not field.metadata["identity"]:
             continue
         # it may hold a password, or another machine's address
-        if field.name in ("dsn", "redis_url") and (
+        if field.name in SECRET and (
             settings.origins.get(field.name, "").startswith("CACHEMIG_") or "***" in mask(field.name, value)
         ):
             continue

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
+import psycopg
 from tenacity import (
     AttemptManager,
     RetryCallState,
@@ -22,6 +23,7 @@ from cachemig.stop import Stop
 
 TRANSIENT = (
     errors.SourceUnavailable,
+    errors.SourceBehind,
     errors.SourceReadOnly,  # a standby that is about to be promoted
     errors.TargetUnavailable,
     errors.TargetFull,
@@ -90,6 +92,12 @@ class Reconnecting:
         except BaseException:
             self.drop()
             raise
+
+    def cancel(self) -> None:
+        """Has the server end what it does on this connection, if it does anything. From another thread."""
+        if (conn := self._conn) is not None:
+            with suppress(psycopg.Error):
+                conn.cancel_safe(timeout=10.0)
 
     def drop(self) -> None:
         self._conn = None

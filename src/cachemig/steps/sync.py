@@ -17,6 +17,7 @@ from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import capture, control, ledger, queries, scan
 from cachemig.source.connect import Connection, connect, transaction
+from cachemig.source.standing import Backlog, backlog
 from cachemig.source.table import Table, inspect
 from cachemig.steps import epoch, late_writes
 from cachemig.steps.delivery import Tally, deliver
@@ -26,10 +27,13 @@ from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 
 RESUME = "cachemig sync --follow takes up where this stopped; nothing is lost meanwhile"
-BATCH = 500
+BATCH = 2_000
+LIMITED_BATCH = 200
+"""Where a rate or a duty is to be kept: a batch goes out at once, and what it is too much is waited for after it."""
 TRIES = 3
 """How often a key that Redis refuses is tried before it is recorded as failed."""
 _IDLE_S = (0.05, 1.0)
+_COUNT_EVERY_S = 0.5
 
 
 @dataclass
@@ -52,20 +56,6 @@ class Synced:
             **asdict(self.tally),
             "seconds": round(self.seconds, 3),
         }
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """Changes that are not delivered yet. `oldest_s` None: there are none."""
-
-    changes: int
-    oldest_s: float | None
-
-
-def backlog(conn: Connection) -> Backlog:
-    row = conn.execute(queries.text("sync", "backlog")).fetchone()
-    assert row is not None
-    return Backlog(int(row[0]), None if row[1] is None else float(row[1]))
 
 
 def preview(settings: Settings) -> Backlog:
@@ -91,15 +81,21 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
         table = inspect(conn, settings)
         target.check()
     idle_s = _IDLE_S[0]
+    behind: int | None = None
+    counted = 0.0
     orders = Orders(settings, stop)
     poison = Poison()
     with Reconnecting(settings) as session:
         while not stop.requested:
             taken, late, begun, paused_by = 0, 0, None, None
-            dropped = False
+            dropped = held = False
+            batch = BATCH
             for attempt in attempts(settings, stop):
                 with attempt, session.guard() as conn:
                     if paused_by := orders.look(conn):
+                        break
+                    if held := orders.held:
+                        orders.spend(0)
                         break
                     if begun := epoch.ensure(conn, target):
                         break
@@ -107,36 +103,42 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
                     if dropped := phase is Phase.DROPPED:
                         break
                     before = result.tally.bytes
-                    taken = _batch(conn, settings, table, target, result, poison)
+                    batch = LIMITED_BATCH if orders.limited else BATCH
+                    taken = _batch(conn, settings, table, target, result, poison, batch)
                     if phase is Phase.REDIS_ONLY:
                         late = late_writes.deliver(
                             conn, table, target, partial(control.require, conn, settings, "sync")
                         )
                     orders.spend(result.tally.bytes - before)
-                    if taken < BATCH and not follow:
+                    if taken < batch and not follow:
                         # Before it is said to be done: what went to a Redis that is not the one that was filled is
                         # delivered again.
                         begun = epoch.ensure(conn, target)
                 if waiting := reason(attempt.retry_state):
                     yield _progress(result, None, waiting)
             if paused_by:
-                yield _progress(result, None, f"paused by {paused_by}; cachemig resume goes on")
+                yield _progress(result, None, orders.throttled)
                 stop.wait(0.3)
+                continue
+            if held:
+                yield _progress(result, None, slowed=orders.throttled)
                 continue
             if begun is not None:
                 result.epochs += 1
                 yield _progress(result, begun.marked, note=f"epoch {begun.epoch}: {begun.reason}")
                 continue
             result.late += late
-            if dropped or (taken < BATCH and not late and not follow and not poison.waiting):
+            if dropped or (taken < batch and not late and not follow and not poison.waiting):
                 break
             if taken == late == 0:
-                yield _progress(result, 0)
+                yield _progress(result, 0, slowed=orders.throttled)
                 stop.wait(idle_s)
                 idle_s = min(idle_s * 2, _IDLE_S[1])
             else:
                 idle_s = _IDLE_S[0]
-                yield _progress(result, backlog(session.get()).changes)
+                if time.monotonic() - counted > _COUNT_EVERY_S:  # up to 100,000 rows are counted
+                    behind, counted = backlog(session.get()).changes, time.monotonic()
+                yield _progress(result, behind, slowed=orders.throttled)
         result.seconds = time.monotonic() - began
         if result.changes or result.late:
             control.journal(session.get(), "sync", result.figures())
@@ -169,14 +171,14 @@ class Poison:
 
 
 def _batch(
-    conn: Connection, settings: Settings, table: Table, target: RedisTarget, result: Synced, poison: Poison
+    conn: Connection, settings: Settings, table: Table, target: RedisTarget, result: Synced, poison: Poison, batch: int
 ) -> int:
-    """Takes, delivers and folds one batch; the number of changes taken."""
+    """Takes, delivers and folds a batch of at most so many changes; the number of changes taken."""
     tally = Tally()
     capture.expand_truncations(conn)
     with transaction(conn):
         control.require(conn, settings, "sync")
-        changes = conn.execute(queries.text("sync", "take_changes"), {"limit": BATCH}).fetchall()
+        changes = conn.execute(queries.text("sync", "take_changes"), {"limit": batch}).fetchall()
         if not changes:
             return 0
         failpoints.hit("sync-after-take")
@@ -198,7 +200,9 @@ def _batch(
     return len(changes)
 
 
-def _progress(result: Synced, backlog: int | None, waiting: str | None = None, note: str | None = None) -> Progress:
+def _progress(
+    result: Synced, backlog: int | None, waiting: str | None = None, note: str | None = None, slowed: str | None = None
+) -> Progress:
     return Progress(
         result.changes,
         None,
@@ -207,5 +211,6 @@ def _progress(result: Synced, backlog: int | None, waiting: str | None = None, n
         bytes=result.tally.bytes,
         backlog=backlog,
         note=note,
+        slowed=slowed,
         waiting=waiting,
     )

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 import time
+from array import array
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from cachemig.config import Settings
@@ -27,9 +29,10 @@ from cachemig.source.scan import Known
 from cachemig.steps import epoch
 from cachemig.steps.expected import Expected, Read, alone, expected_by
 from cachemig.steps.judge import judge
+from cachemig.steps.orders import Orders, Paused
+from cachemig.steps.read_ahead import Reader
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.stop import Stop
-from cachemig.targets.faults import target_errors
 from cachemig.targets.redis import Found, RedisTarget
 
 RESUME = "verify starts from the beginning each time: cachemig verify"
@@ -46,6 +49,10 @@ _SUSPECTS = 5_000
 _REREADS = 4
 _BATCH_KEYS = 500
 _LARGE = 4 << 20
+_SCAN_KEYS = 2_000
+_BUCKETS = 1 << 16
+"""Shares of the keys. Of a large table a few thousand changes while it is verified leave most of them balanced."""
+_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -131,15 +138,20 @@ def verify(
     nothing could be delivered.
     """
     began = time.monotonic()
-    with Reconnecting(settings) as session:
+    with (
+        Reconnecting(settings) as session,
+        Reconnecting(settings) as asking,
+        closing(Reader(Reconnecting(settings), settings.batch_bytes, _size, partial(stop.check, RESUME))) as reader,
+    ):
         migration = _settled(session.get(), settings, target)
         if repair:
             _require_delivery(migration)
         result = Verified(phase=migration.phase, accept_set_aside=accept_set_aside, ignore_orphans=ignore_orphans)
         repairable = REPAIRABLE | ({Verdict.ORPHAN} if remove_orphans else set()) if repair else frozenset[Verdict]()
         run = _Run(
-            settings, target, stop, session, expected_by(session.get(), settings, migration), alone(migration), result,
-            repairable, target.clock_skew_ms(),
+            settings, target, stop, session, asking, reader, Orders(settings, stop),
+            expected_by(session.get(), settings, migration), alone(migration), result, repairable,
+            target.clock_skew_ms(),
         )  # fmt: skip
         try:
             yield from run.all_keys() if sample is None else run.some_keys(sample)
@@ -203,6 +215,10 @@ def _require_unmoved(
         ) from because
 
 
+def _size(known: Known) -> int:
+    return known.size
+
+
 class _Odd(NamedTuple):
     """How a suspect was found."""
 
@@ -221,6 +237,10 @@ class _Run:
     target: RedisTarget
     stop: Stop
     session: Reconnecting
+    asking: Reconnecting
+    """A second connection, because the first is in the middle of a COPY when an order comes."""
+    reader: Reader[Known]
+    orders: Orders
     expected: Expected
     alone: range
     """Versions of writes to Redis alone."""
@@ -233,6 +253,9 @@ class _Run:
     looked_at: int = 0
     filled: int = 0
     """Keys whose rows hold nothing, and that were written to Redis alone."""
+    balance: array[int] = field(default_factory=lambda: array("Q", bytes(8 * _BUCKETS)))
+    """For each share of the keys the sum of their hashes: of those that were expected and found in Redis, less those
+    that SCAN names. Zero: SCAN names no other."""
 
     def all_keys(self) -> Generator[Progress, None, None]:
         yield from self.expected_against_redis()
@@ -263,26 +286,38 @@ class _Run:
         before, looked_at, nbytes = self.result.counts.copy(), self.looked_at, self.result.bytes
         faults = self.result.faults.copy()
         cases = len(self.result.cases)
-        for attempt in attempts(self.settings, self.stop):
-            self.result.counts, self.looked_at, self.result.bytes = before.copy(), looked_at, nbytes
-            self.result.faults = faults.copy()
-            del self.result.cases[cases:]
-            with (
-                attempt,
-                self.session.guard() as conn,
-                transaction(conn, read_only=True),
-                closing(read(conn)) as entries,
-            ):
-                for _ in self._first_look(entries):
-                    yield self._progress(done, total, self.expected.unit)
-            if waiting := reason(attempt.retry_state):
-                yield self._progress(done, total, self.expected.unit, waiting)
+        balance = self.balance[:]
+        paused = True
+        while paused:
+            yield from self._while_paused(done, total, self.expected.unit)
+            for attempt in attempts(self.settings, self.stop):
+                self.result.counts, self.looked_at, self.result.bytes = before.copy(), looked_at, nbytes
+                self.result.faults = faults.copy()
+                del self.result.cases[cases:]
+                self.balance = balance[:]
+                with attempt:
+                    paused = yield from self._part(read, done, total)
+                if waiting := reason(attempt.retry_state):
+                    yield self._progress(done, total, self.expected.unit, waiting)
         if len(self.suspects) >= _SUSPECTS:
             yield from self.settle()
+
+    def _part(self, read: Read, done: int, total: int | None) -> Generator[Progress, None, bool]:
+        """Looks at one part; True where it was paused, and is to be done anew: a pause holds no snapshot."""
+        try:
+            with closing(self.reader.read(read)) as entries:
+                for _ in self._first_look(entries):
+                    if self._paused():
+                        raise Paused
+                    yield self._progress(done, total, self.expected.unit)
+        except Paused:
+            return True
+        return False
 
     def keys_against_redis(self, keys: Sequence[str]) -> Generator[Progress, None, None]:
         conn = self.session.get()
         for at in range(0, len(keys), _BATCH_KEYS):
+            yield from self._while_paused(at, len(keys), "keys")
             part = keys[at : at + _BATCH_KEYS]
             with (
                 transaction(conn, read_only=True),
@@ -294,30 +329,61 @@ class _Run:
 
     def redis_against_expected(self) -> Generator[Progress, None, None]:
         """Looks at values that nothing is expected of: their row is gone or, once the column is frozen, Redis alone has
-        them. Every other one has its verdict already."""
-        template = self.target.template
+        them. Every other one has its verdict already.
+
+        Most need no question: where the hashes of the keys that SCAN names have the sum of those that were found, they
+        are the same keys.
+        """
         seen = 0
+        for keys in self._scanned():
+            for key in keys:
+                self._weigh(key, -1)
+            seen += len(keys)
+            yield from self._while_paused(seen, None, "keys in Redis")
+            yield self._progress(seen, None, "keys in Redis")
+        if not any(self.balance):
+            return
+        odd: list[str] = []
+        for keys in self._scanned(orphans=False):
+            odd += [key for key in keys if self.balance[hash(key) % _BUCKETS]]
+            if len(odd) >= _SCAN_KEYS:
+                yield from self._looked_for(odd)
+                odd.clear()
+            yield self._progress(seen, None, "keys in Redis", note="looking for rows of some of them")
+        yield from self._looked_for(odd)
+
+    def _scanned(self, *, orphans: bool = True) -> Iterator[list[str]]:
+        """The keys under the prefix. What can be none of Postgres's is an orphan."""
+        template = self.target.template
         for names in self.target.scan(template.pattern):
             keys = []
             for name in names:
                 key = template.key_of(name)
                 if key is not None and capture.can_be_key(key):
                     keys.append(key)
-                elif key is not None:
+                elif key is not None and orphans:
                     self._orphan(key)
-            seen += len(names)
-            conn = self.session.get()
-            with transaction(conn, read_only=True), source_errors():
-                found = self.expected.whereabouts(conn, keys)
-                odd = {w.key: _Odd(not w.known, w.empty_row) for w in found if not w.looked_at}
-                if odd:
-                    with closing(self.expected.of(conn, list(odd))) as entries:
-                        for _ in self._first_look(entries, odd):
-                            pass
-            if len(self.suspects) >= _SUSPECTS:
-                yield from self.settle()
             self.stop.check(RESUME)
-            yield self._progress(seen, None, "keys in Redis")
+            yield keys
+
+    def _weigh(self, key: str, sign: int) -> None:
+        number = hash(key)
+        bucket = number % _BUCKETS
+        self.balance[bucket] = (self.balance[bucket] + sign * number) & _MASK
+
+    def _looked_for(self, keys: Sequence[str]) -> Generator[Progress, None, None]:
+        """Suspects those of the keys that no part has looked at."""
+        yield from self._while_paused(self.looked_at, None, "keys")
+        conn = self.session.get()
+        with transaction(conn, read_only=True), source_errors():
+            found = self.expected.whereabouts(conn, keys)
+            odd = {w.key: _Odd(not w.known, w.empty_row) for w in found if not w.looked_at}
+            if odd:
+                with closing(self.expected.of(conn, list(odd))) as entries:
+                    for _ in self._first_look(entries, odd):
+                        pass
+        if len(self.suspects) >= _SUSPECTS:
+            yield from self.settle()
 
     def settle(self) -> Generator[Progress, None, None]:
         """Reads suspects again, until they look right or have been wrong throughout."""
@@ -330,6 +396,7 @@ class _Run:
             again, self.suspects = self.suspects, {}
             keys = list(again)
             for at in range(0, len(keys), _BATCH_KEYS):
+                yield from self._while_paused(self.looked_at, None, "keys")
                 conn = self.session.get()
                 part = keys[at : at + _BATCH_KEYS]
                 with (
@@ -347,6 +414,24 @@ class _Run:
 
     # ---------------------------------------------------------------------------------------------------------------
 
+    def _paused(self) -> bool:
+        with self.asking.guard() as conn:
+            return self.orders.look(conn) is not None
+
+    def _while_paused(self, done: int, total: int | None, unit: str) -> Generator[Progress, None, None]:
+        """Waits without a transaction: a paused verify holds up no vacuum."""
+        paused = True
+        while paused:
+            self.stop.check(RESUME)
+            for attempt in attempts(self.settings, self.stop):  # each time anew: a long pause is no failed attempt
+                with attempt:
+                    paused = self._paused()
+                if waiting := reason(attempt.retry_state):
+                    yield self._progress(done, total, unit, waiting)
+            if paused:
+                yield self._progress(done, total, unit, self.orders.throttled)
+                self.stop.wait(0.3)
+
     def _looked_up(self, entries: Iterable[Known]) -> Iterator[tuple[Known, Found]]:
         """Entries with what Redis holds, fetched in batches bounded by keys and bytes."""
         batch: list[Known] = []
@@ -356,14 +441,16 @@ class _Run:
             nbytes += known.size
             if len(batch) >= _BATCH_KEYS or nbytes >= self.settings.batch_bytes:
                 yield from self._fetched(batch)
+                self.orders.spend(nbytes)
                 batch, nbytes = [], 0
         yield from self._fetched(batch)
+        self.orders.spend(nbytes)
 
     def _fetched(self, batch: list[Known]) -> Iterator[tuple[Known, Found]]:
         self.stop.check(RESUME)
         sizes = [known.size for known in batch]
         if self.alone:  # a value that was written to Redis alone may be of any size
-            sizes = list(map(max, sizes, _stored_sizes(self.target, [known.entry.key for known in batch])))
+            sizes = list(map(max, sizes, self.target.sizes([known.entry.key for known in batch])))
         large = [known for known, size in zip(batch, sizes, strict=True) if size >= _LARGE]
         small: list[Known] = []
         nbytes = 0
@@ -381,8 +468,12 @@ class _Run:
             large.pop().entry.text = None  # judged: not to stand beside the next one
 
     def _first_look(self, entries: Iterable[Known], odd: Mapping[str, _Odd] | None = None) -> Iterator[None]:
-        """Counts what is good, and suspects the rest. A key that is gone counts only where it is among `odd`."""
+        """Counts what is good, and suspects the rest. A key that is gone counts only where it is among `odd`. Yields
+        now and then."""
+        yielded = time.monotonic()
         for known, found in self._looked_up(entries):
+            if odd is None and known.holds and (found.value is not None or found.fault is not None):
+                self._weigh(known.entry.key, 1)
             how = odd[known.entry.key] if odd else _EXPECTED
             verdict, _ = self._judge(known, found, how)
             self.looked_at += 1
@@ -392,8 +483,13 @@ class _Run:
                 self.suspects[known.entry.key] = how
             elif known.holds or odd:
                 self._count(known, verdict, "", how)
-            if self.looked_at % _BATCH_KEYS == 0:
+            if time.monotonic() - yielded > 0.1:
                 yield
+                while self.orders.held and not self._paused():
+                    self.stop.check(RESUME)
+                    self.orders.spend(0)
+                    yield
+                yielded = time.monotonic()
 
     def _judge_again(self, known: Known, found: Found, how: _Odd, *, final: bool) -> None:
         verdict, why = self._judge(known, found, how)
@@ -446,13 +542,13 @@ class _Run:
     def _progress(
         self, done: int, total: int | None, unit: str, waiting: str | None = None, note: str | None = None
     ) -> Progress:
-        return Progress(done, total, unit, entries=self.looked_at, bytes=self.result.bytes, note=note, waiting=waiting)
-
-
-def _stored_sizes(target: RedisTarget, keys: Sequence[str]) -> list[int]:
-    """Bytes that Redis holds under each of the keys; 0 for what is no string."""
-    with target_errors():
-        pipe = target.client.pipeline(transaction=False)
-        for key in keys:
-            pipe.strlen(target.template.name(key))
-        return [reply if isinstance(reply, int) else 0 for reply in pipe.execute(raise_on_error=False)]
+        return Progress(
+            done,
+            total,
+            unit,
+            entries=self.looked_at,
+            bytes=self.result.bytes,
+            note=note,
+            slowed=None if waiting else self.orders.throttled,
+            waiting=waiting,
+        )
