@@ -145,6 +145,7 @@ def test_the_crew_ends_with_the_run(begun: Migrating, crew: Callable[[int], Crew
     whole(begun)
 
 
+@pytest.mark.long
 def test_a_slow_chunk_is_taken_over_and_the_slow_worker_counts_for_nothing(
     begun: Migrating, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_slow_chunk_is_taken_over_and_the_slow_worker_counts_for_nothing(
     whole(begun)
 
 
+@pytest.mark.long
 def test_a_chunk_of_another_host_is_waited_for_as_long_as_its_lease_is_renewed(
     begun: Migrating, monkeypatch: pytest.MonkeyPatch
 ) -> None:
