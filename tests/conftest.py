@@ -135,7 +135,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests marked `long`, which take minutes")
 
 
-BOTH_SETS = ("test_acl", "test_capture", "test_fence", "test_verify", "test_stop_writes")
+BOTH_SETS = ("test_acl", "test_fence")
 """What most depends on the versions of the servers runs on the second set too; the rest does with --long."""
 OLDER_REDIS = ("pg18-redis6", "pg18-redis7")
 ON_OLDER_REDIS = ("test_fence", "test_verify", "test_epoch", "test_backfill", "test_sync", "test_service")

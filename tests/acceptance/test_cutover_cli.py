@@ -23,6 +23,7 @@ def at(table: Table) -> Any:
     return table.execute("SELECT phase, percent FROM cachemig.migration").fetchone()
 
 
+@pytest.mark.long
 def test_from_init_to_cutover_and_back(operator: Operator, table: Table) -> None:
     moved(operator)
     assert "next: cachemig verify" in operator.fine("status").out

@@ -196,6 +196,7 @@ def prepared(
         yield operator, conn
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_both_answer_alike_in_every_phase(
     prepared: tuple[Operator, psycopg.Connection[tuple[Any, ...]]],

@@ -32,6 +32,7 @@ def done(conn: Table) -> int:
     return int(row[0])
 
 
+@pytest.mark.long
 def test_killed_ten_times_in_a_row_with_writers_running(operator: Operator, sessions: Callable[[int], Planted]) -> None:
     """SIGKILL at random; each run goes on; at the end nothing is bad but the rows that were planted corrupt."""
     planted = sessions(1200)

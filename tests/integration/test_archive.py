@@ -568,6 +568,7 @@ def test_a_damaged_archive_is_left_as_it_is(clinic: Migrating, tmp_path: Path) -
 # Size ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_memory_is_bounded_by_one_value(clinic: Migrating, tmp_path: Path, measured: Callable[[str], int]) -> None:
     clinic.execute("""
         INSERT INTO sessions (file_hash, cache)
