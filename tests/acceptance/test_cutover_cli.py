@@ -70,6 +70,7 @@ def test_a_ramp(operator: Operator, table: Table) -> None:
     assert [row[0] for row in journal] == ["cutover", "ramp", "cutover", "ramp"]
 
 
+@pytest.mark.long
 def test_documents(operator: Operator, table: Table) -> None:
     moved(operator)
     refused = operator("cutover", "--percent", "10", "--json")
@@ -107,6 +108,7 @@ def test_documents(operator: Operator, table: Table) -> None:
     assert operator.fine("rollback", "--json").document["phase"] == "dual-write"
 
 
+@pytest.mark.long
 def test_dry_runs_change_nothing(operator: Operator, table: Table) -> None:
     moved(operator)
     operator.fine("verify")
@@ -143,6 +145,7 @@ def test_bad_input(operator: Operator, table: Table) -> None:
     assert (refused.code, "cachemig init" in refused.err) == (2, True)
 
 
+@pytest.mark.long
 def test_killed_while_it_waits_and_run_again(operator: Operator, table: Table) -> None:
     moved(operator)
     operator.fine("verify")

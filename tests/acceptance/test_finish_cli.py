@@ -269,6 +269,7 @@ def test_before_redis_only_it_shows_what_it_would_meet_and_names_the_way(operato
     assert operator("drop-column", "--brownout", "1s").code == 3
 
 
+@pytest.mark.long
 def test_a_brownout_and_one_that_was_killed(frozen: Operator, table: Table) -> None:
     done = frozen.fine("drop-column", "--brownout", "1s", "--json").document
     assert (done["quiet"], done["ended_early"]) == (True, None)
