@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -17,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from redis import Redis
 
 from cachemig.config import Settings
-from cachemig.demo.servers import PostgresServer, RedisServer
+from cachemig.demo.servers import RedisServer
 from cachemig.errors import LimitUnknown
 from cachemig.progress import Progress
 from cachemig.source import queries
@@ -31,6 +29,7 @@ from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 from tests.conftest import OwnPostgres, OwnRedis, Servers
 from tests.integration.conftest import TABLE, Migrating, finish
+from tests.integration.standbys import Pair, pair_of
 
 LIMIT_S = 20
 
@@ -395,30 +394,13 @@ def test_a_slow_answer_of_postgres_is_none(filled: Migrating, monkeypatch: pytes
 
 
 @pytest.fixture
-def pair(own_postgres: OwnPostgres, servers: Servers, tmp_path: Path) -> Iterator[tuple[PostgresServer, str]]:
-    """A primary, and the DSN of a standby of it."""
-    primary = own_postgres({"wal_level": "replica", "max_wal_senders": "4"})
-    primary.stop()
-    directory = Path(f"{primary.directory}-s")
-    subprocess.run(["cp", "-a", primary.directory, directory], check=True)
-    primary.start()
-    data = directory / "pg" / "data"
-    (data / "standby.signal").touch()
-    shutil.chown(data / "standby.signal", data.stat().st_uid, data.stat().st_gid)
-    settings = {
-        "primary_conninfo": f"{primary.dsn()} application_name=replica1",
-        "wal_receiver_status_interval": "1s",
-        "max_wal_senders": "4",
-    }
-    try:
-        with PostgresServer(directory, bin_dir=servers.programs.postgres, settings=settings) as standby:
-            yield primary, standby.dsn()
-    finally:
-        shutil.rmtree(directory)
+def pair(own_postgres: OwnPostgres, servers: Servers) -> Iterator[Pair]:
+    with pair_of(own_postgres, servers) as pair:
+        yield pair
 
 
-def test_a_standby_that_falls_behind(pair: tuple[PostgresServer, str], filled: Migrating, tmp_path: Path) -> None:
-    primary, standby = pair
+def test_a_standby_that_falls_behind(pair: Pair, filled: Migrating, tmp_path: Path) -> None:
+    primary, standby = pair.primary, pair.standby
     case = Migrating(primary.dsn(), filled.redis_url, filled.prefix, tmp_path / "other")
     with closing(case), psycopg.connect(standby, autocommit=True) as replica:
         case.directory.mkdir()

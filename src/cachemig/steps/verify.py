@@ -350,7 +350,8 @@ class _Run:
                 yield from self._looked_for(odd)
                 odd.clear()
             yield self._progress(seen, None, "keys in Redis", note="looking for rows of some of them")
-        yield from self._looked_for(odd)
+        if odd:
+            yield from self._looked_for(odd)
 
     def _scanned(self, *, orphans: bool = True) -> Iterator[list[str]]:
         """The keys under the prefix. What can be none of Postgres's is an orphan."""

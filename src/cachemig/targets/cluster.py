@@ -26,7 +26,7 @@ from redis import exceptions as rx
 from cachemig import errors
 from cachemig.entries.entry import Buffer
 from cachemig.targets.address import Node
-from cachemig.targets.faults import mapped, target_errors
+from cachemig.targets.faults import target_errors
 from cachemig.targets.keys import SLOTS, marker_of_slot, slot, tag
 from cachemig.targets.redis import (
     CALL_KEYS,
@@ -43,6 +43,7 @@ from cachemig.targets.redis import (
     batches,
     packed_large,
     packed_small,
+    raise_if_of_the_server,
     scanned,
     sending_pipeline,
 )
@@ -390,14 +391,7 @@ class ClusterTarget(RedisTarget):
         spoilt: list[Write] = []
         for call, reply in answers:
             if isinstance(reply, rx.ResponseError):
-                fault = mapped(reply)
-                if isinstance(
-                    fault,
-                    errors.TargetFull | errors.TargetReadOnly | errors.TargetUnavailable | errors.TargetAuthFailed,
-                ):
-                    raise fault from reply
-                if isinstance(reply, rx.NoScriptError):
-                    raise errors.TargetUnavailable("Redis was restarted: its scripts are gone") from reply
+                raise_if_of_the_server(reply)
                 if len(call.writes) > 1:
                     spoilt += call.writes  # one key of the call spoils it: find out which
                 else:

@@ -342,14 +342,7 @@ class RedisTarget:
                 except rx.ResponseError as exc:
                     reply, error = None, error or exc
             if error is not None:
-                fault = mapped(error)
-                if isinstance(
-                    fault,
-                    errors.TargetFull | errors.TargetReadOnly | errors.TargetUnavailable | errors.TargetAuthFailed,
-                ):
-                    raise fault from error
-                if isinstance(error, rx.NoScriptError):
-                    raise errors.TargetUnavailable("Redis was restarted: its scripts are gone") from error
+                raise_if_of_the_server(error)
             if error is not None and len(call.writes) > 1:
                 spoilt += call.writes
             elif error is not None:
@@ -488,6 +481,17 @@ def sending_pipeline() -> Iterator[None]:
     failpoints.hit("target-before-send")
     yield
     failpoints.hit("target-after-send")
+
+
+def raise_if_of_the_server(error: rx.ResponseError) -> None:
+    """Raises the TargetError for an error reply that says something of the server, not of the keys of the call."""
+    fault = mapped(error)
+    if isinstance(
+        fault, errors.TargetFull | errors.TargetReadOnly | errors.TargetUnavailable | errors.TargetAuthFailed
+    ):
+        raise fault from error
+    if isinstance(error, rx.NoScriptError):
+        raise errors.TargetUnavailable("Redis was restarted: its scripts are gone") from error
 
 
 def as_bytes(part: str | bytes | int) -> bytes:
