@@ -481,6 +481,21 @@ time.sleep(600)
     assert gone(pid)
 
 
+def test_what_happens_on_the_pipe_of_requests_does_not_end_a_child_at_work() -> None:
+    """The kernel may signal a write after what was written has been read: here a byte comes late."""
+    slow = program("read = reader._read", "reader._read = lambda name: time.sleep(1) or read(name)")
+    with Isolated(program=slow) as one:
+        answers: list[object] = []
+        thread = threading.Thread(target=lambda: answers.append(one.read(GOOD)))
+        thread.start()
+        while (child := one._child) is None or one.pid is None:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        os.write(child._in, b"x")
+        thread.join(20)
+        assert len(answers) == 1
+
+
 def test_closing_ends_the_child_even_while_it_reads() -> None:
     one = Isolated(program=HANGING)
     errors: list[RecordingError] = []

@@ -1,4 +1,5 @@
-"""The process that reads recordings, `python -m cachemig.emg.child MEMORY_BYTES SECONDS FILE_BYTES`; see isolated.py.
+"""The process that reads recordings, `python -m cachemig.emg.child MEMORY_BYTES SECONDS FILE_BYTES PARENT`; see
+isolated.py.
 
 A request comes in on standard input, its answer goes out on standard output, one at a time, both as frames: two
 lengths, JSON, raw bytes. Whatever a file does to ezc3d happens here: at the worst the limits below end this process,
@@ -7,7 +8,6 @@ and its parent starts another one. It ends by itself when its parent does, in th
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import math
@@ -17,7 +17,7 @@ import select
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -43,6 +43,7 @@ def frame(head: Mapping[str, object], body_bytes: int) -> bytes:
 
 def main(arguments: list[str]) -> int:
     memory_bytes, seconds, file_bytes = int(arguments[0]), float(arguments[1]), int(arguments[2])
+    _end_with_the_parent(int(arguments[3]))
     requests, replies = _take_the_pipes()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no image of a recording on a disk
     from cachemig.emg import reader
@@ -61,20 +62,19 @@ def main(arguments: list[str]) -> int:
         _limit_processor_time(seconds)
         answer: Json
         samples: Bytes = b""
-        with _ends_with_its_parent(requests.fileno()):
-            try:
-                source = body if request["path"] is None else Path(request["path"])
-                recording = reader.read(source, file_bytes, aborted_as_is=bool(request.get("aborted_as_is")))
-                if request["do"] == "read":
-                    answer, samples = _as_read(recording)
-                else:
-                    answer = {"ok": _analysed(recording, request)}
-            except RecordingError as exc:
-                answer = {"error": [exc.name, exc.detail]}
-            except MemoryError:
-                answer = {"error": ["out-of-memory", ""]}
-            except Exception as exc:  # noqa: BLE001 - whatever an analysis raises is this recording's failure
-                answer = {"error": ["failed", type(exc).__name__]}
+        try:
+            source = body if request["path"] is None else Path(request["path"])
+            recording = reader.read(source, file_bytes, aborted_as_is=bool(request.get("aborted_as_is")))
+            if request["do"] == "read":
+                answer, samples = _as_read(recording)
+            else:
+                answer = {"ok": _analysed(recording, request)}
+        except RecordingError as exc:
+            answer = {"error": [exc.name, exc.detail]}
+        except MemoryError:
+            answer = {"error": ["out-of-memory", ""]}
+        except Exception as exc:  # noqa: BLE001 - whatever an analysis raises is this recording's failure
+            answer = {"error": ["failed", type(exc).__name__]}
         _send(replies, answer, samples)
 
 
@@ -135,25 +135,20 @@ def _lower(which: int, limit: int) -> None:
     resource.setrlimit(which, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-@contextlib.contextmanager
-def _ends_with_its_parent(requests: int) -> Iterator[None]:
-    """While work goes on, the end of the parent ends this process at once, even inside a library that never returns.
+def _end_with_the_parent(parent: int) -> None:
+    """From here on the end of the parent ends this process at once, even inside a library that never returns.
 
-    The kernel sends SIGIO, which ends a process that has no handler for it, when something happens on the pipe. The
-    parent sends nothing before it has its answer, so what happens can only be that the pipe was closed. The thread that
-    started this process may end meanwhile; that is why it is not PR_SET_PDEATHSIG, which would take it for the parent.
+    `parent` is a pipe that only the parent could write to, and never does: the kernel sends SIGIO, which ends a process
+    that has no handler for it, when it is closed. It is a pipe of its own because a write to the requests' may send its
+    signal only after what was written has been read. The thread that started this process may end meanwhile; that is
+    why it is not PR_SET_PDEATHSIG, which would take it for the parent.
     """
-    flags = fcntl.fcntl(requests, fcntl.F_GETFL)
-    fcntl.fcntl(requests, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(requests, fcntl.F_SETFL, flags | os.O_ASYNC)
+    fcntl.fcntl(parent, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(parent, fcntl.F_SETFL, fcntl.fcntl(parent, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
-    poll.register(requests, select.POLLIN)
+    poll.register(parent, select.POLLIN)
     if poll.poll(0):  # closed before the kernel was asked
         os._exit(0)
-    try:
-        yield
-    finally:
-        fcntl.fcntl(requests, fcntl.F_SETFL, flags)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class _DiedError(Exception):
 
 
 class _Child:
-    """One process and its three pipes, none of which can block this one."""
+    """One process and its three pipes, none of which can block this one, and a fourth that ends it with this one."""
 
     def __init__(self, program: Sequence[str], limits: Limits) -> None:
         environment = {name: os.environ[name] for name in ENVIRONMENT_KEPT if name in os.environ} | ENVIRONMENT_SET
@@ -90,18 +90,25 @@ class _Child:
         self._directory = None if hasattr(os, "memfd_create") else tempfile.mkdtemp(prefix="cachemig-")
         if self._directory is not None:
             environment["TMPDIR"] = self._directory
-        arguments = (str(limits.memory_bytes), str(limits.seconds), str(limits.file_bytes))
+        parent, self._alive = os.pipe()
+        arguments = (str(limits.memory_bytes), str(limits.seconds), str(limits.file_bytes), str(parent))
         # A group of its own: Ctrl-C is for the parent, which ends its children itself.
-        self.process = subprocess.Popen(
-            [*program, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env=environment,
-            close_fds=True,
-            process_group=0,
-        )
+        try:
+            self.process = subprocess.Popen(
+                [*program, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env=environment,
+                pass_fds=(parent,),
+                process_group=0,
+            )
+        except BaseException:
+            os.close(self._alive)
+            raise
+        finally:
+            os.close(parent)
         pipes = (self.process.stdin, self.process.stdout, self.process.stderr)
         self._in, self._out, self._err = (pipe.fileno() for pipe in pipes if pipe)
         self._stderr = b""
@@ -179,6 +186,7 @@ class _Child:
         self.process.kill()
         self.process.wait()
         self._selector.close()
+        os.close(self._alive)
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
