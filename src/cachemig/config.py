@@ -145,9 +145,8 @@ class Settings:
     )
     redis_url: str = setting(
         "redis://localhost:6379/0",
-        "redis://, rediss:// or unix:// URL; redis+cluster://HOST:PORT,... for a cluster; "
-        "redis+sentinel://HOST:PORT,.../NAME/0 for a primary that sentinels know; "
-        "the password from REDISCLI_AUTH if not in it",
+        "redis://, rediss:// or unix://; of a cluster or sentinels: docs/deploy.md; its password from REDISCLI_AUTH",
+        metavar="URL",
     )
     table: str = setting(
         "therapy_sessions", "table that holds the cache column, schema.table or table", identity=True, metavar="TABLE"
@@ -339,8 +338,7 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str], config
         try:
             values[name] = known[name].metadata["parse"](text)
         except (ValueError, OverflowError) as exc:
-            place = origin if name in origin.lower().replace("-", "_") else f"{origin}: {name}"
-            raise ConfigError(f"{place}: {exc}", hint=f"{name}: {known[name].metadata['help']}") from exc
+            raise ConfigError(f"{origin}: {name}: {exc}", hint=f"{name}: {known[name].metadata['help']}") from exc
         origins[name] = origin
 
     path = config or (Path(environment["CACHEMIG_CONFIG"]) if environment.get("CACHEMIG_CONFIG") else None)

@@ -91,6 +91,7 @@ class LeaseHeld(CachemigError):
 class Interrupted(CachemigError):
     """Stopped on request; what was done is saved."""
 
+    exit_code = Exit.INTERRUPTED
     hint = "the same command goes on where it was; cachemig status says where that is"
 
     def __init__(self, message: str | None = None, *, hint: str | None = None, signal_number: int = 2) -> None:

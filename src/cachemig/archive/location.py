@@ -136,7 +136,9 @@ def _store(url: str) -> tuple[Any, str]:
             f"{scheme}:// needs a library that is not installed", hint=f"pip install {_EXTRAS.get(scheme, 'fsspec')}"
         ) from exc
     except ValueError as exc:
-        raise ConfigError(f"{scheme}:// is not a store that fsspec knows") from exc
+        raise ConfigError(
+            f"{scheme}:// is not a store that fsspec knows", hint="a file, or a URL such as s3://bucket/name.zst"
+        ) from exc
 
 
 @contextmanager

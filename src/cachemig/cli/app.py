@@ -103,7 +103,7 @@ def doctor(
     Changes nothing. Exit code 3 where anything does.
 
     Example:
-      cachemig doctor --dsn "host=db user=postgres" --redis-url rediss://cache:6380/0
+      cachemig doctor --dsn "host=db user=postgres" --redis-url redis://cache
     """
     if show_config:
         run.show(run.settings.shown(), render.config)
@@ -332,6 +332,8 @@ def pause(run: Run) -> None:
 @command(app, MOVE)
 def resume(run: Run) -> None:
     """Have paused workers go on.
+
+    Each continues with what it had in hand.
 
     Example:
       cachemig resume
@@ -596,6 +598,8 @@ def measure(
 @command(app, LOOK)
 def status(run: Run) -> None:
     """Say where the migration stands, and what comes next.
+
+    Phase, progress, backlog, clients, and the last steps taken. Changes nothing.
 
     Example:
       cachemig status --json

@@ -206,13 +206,19 @@ def _flag_text(given: str | bool | None) -> str | None:
     return ("on" if given else "off") if isinstance(given, bool) else given
 
 
+def default_text(field: Any) -> str:
+    """A setting's default as somebody would write it."""
+    match field.metadata["metavar"]:
+        case "DURATION":
+            return config.show_duration(field.default)
+        case "SIZE":
+            return config.show_size(field.default)
+    return config.mask(field.name, field.default)
+
+
 def _setting_flag(field: Any, *, shown: bool) -> inspect.Parameter:
     is_switch = field.metadata["parse"] is config.switch
-    default = "" if is_switch else config.mask(field.name, field.default)
-    if field.metadata["metavar"] == "DURATION":
-        default = config.show_duration(field.default)
-    if field.metadata["metavar"] == "SIZE":
-        default = config.show_size(field.default)
+    default = "" if is_switch else default_text(field)
     text = field.metadata["help"] + (f" [{default}]" if default else "")
     words = getattr(field.metadata["parse"], "allowed", ())
     flag = "--" + field.name.replace("_", "-")

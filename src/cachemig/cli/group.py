@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
@@ -23,10 +23,11 @@ class Group(TyperGroup):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
+        command: Any
         for command in self.commands.values():
             command.help = as_read(command.help or "")
             command.short_help = summary(command.help)
-            dressed(command.params)
+            command.get_params = _dressing(command.get_params)
 
     def get_params(self, ctx: Any) -> list[Any]:
         return dressed(super().get_params(ctx))
@@ -58,3 +59,8 @@ class Group(TyperGroup):
                 raise
             code = report(unfitting(error, given), as_json="--json" in given)
         sys.exit(code if given else Exit.USAGE)
+
+
+def _dressing(options: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
+    """The same for commands that were not built lazily."""
+    return lambda ctx: dressed(options(ctx))

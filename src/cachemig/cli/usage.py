@@ -9,19 +9,19 @@ from typing import Any
 from cachemig.errors import UsageError, did_you_mean
 
 _WORDS = re.compile(r"[a-z][a-z0-9_-]*(\|[a-z][a-z0-9_-]*)+")
-_EXAMPLE = "Example:"
+EXAMPLE = "Example:"
 
 
 def as_read(text: str) -> str:
     """A docstring, each paragraph in one line, so that any width can wrap it; its examples stay as they are."""
     paragraphs = re.split(r"\n\s*\n", text.strip())
-    return "\n\n".join(p if p.startswith(_EXAMPLE) else " ".join(p.split()) for p in paragraphs)
+    return "\n\n".join(p if p.startswith(EXAMPLE) else " ".join(p.split()) for p in paragraphs)
 
 
 def examples(command: Any) -> list[str]:
     """The command lines below `Example:`, the last paragraph of a command's help."""
     last = (command.help or "").rpartition("\n\n")[2]
-    return [line.strip() for line in last.splitlines()[1:]] if last.startswith(_EXAMPLE) else []
+    return [line.strip() for line in last.splitlines()[1:]] if last.startswith(EXAMPLE) else []
 
 
 def summary(text: str) -> str:
