@@ -114,7 +114,12 @@ def command(
                 run = Run(settings, as_json=as_json, name=command_name)
                 if command_name not in OFFLINE:
                     _end_brownout(run)
-                body(run, **given)
+                try:
+                    body(run, **given)
+                except errors.SourceUnavailable as exc:
+                    if not settings.dsn and not any(name.startswith("PG") for name in os.environ):
+                        exc.hint = NOT_SAID
+                    raise
                 if run.exit_code:
                     raise typer.Exit(run.exit_code)
 
@@ -132,6 +137,9 @@ def command(
         return body
 
     return register
+
+
+NOT_SAID = 'say where Postgres is: export CACHEMIG_DSN="host=HOST user=USER dbname=NAME"; or try: cachemig demo'
 
 
 def _end_brownout(run: Run) -> None:

@@ -58,7 +58,7 @@ class Group(TyperGroup):
             if not hasattr(error, "format_message"):  # none of Typer's
                 raise
             code = report(unfitting(error, given), as_json="--json" in given)
-        sys.exit(code if given else Exit.USAGE)
+        sys.exit((code or Exit.FINE) if given else Exit.USAGE)
 
 
 def _dressing(options: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
