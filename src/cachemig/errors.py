@@ -62,7 +62,7 @@ class NotInitialised(CachemigError):
     """There is no migration in this database yet."""
 
     exit_code = Exit.USAGE
-    hint = "cachemig init"
+    hint = "cachemig init begins one; was one begun, cachemig doctor --show-config tells which database this is"
 
 
 class SettingsDiffer(CachemigError):

@@ -149,7 +149,10 @@ def store_errors(shown: str) -> Iterator[None]:
     except CachemigError:
         raise
     except FileNotFoundError as exc:
-        raise StoreFailed(f"{shown}: there is no such file or directory") from exc
+        raise StoreFailed(
+            f"{shown}: there is no such file or directory",
+            hint="name an archive that is there; to write one, make its folder first",
+        ) from exc
     except OSError as exc:
         raise StoreFailed(f"{shown}: {exc.strerror or type(exc).__name__}") from exc
     except GeneratorExit:

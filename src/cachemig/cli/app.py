@@ -11,10 +11,10 @@ from cachemig import __version__
 from cachemig.cli import render
 from cachemig.cli import render_finish as finish
 from cachemig.cli.command import Run, command, confirmed, seconds_of
-from cachemig.cli.group import Group
+from cachemig.cli.group import PANELS, Group
 from cachemig.errors import ConfigError, Exit
 
-LOOK, MOVE, CUT_OVER, FINISH, AFTER, TRY = "Look", "Move", "Cut over", "Finish", "After", "Try"
+TRY, LOOK, MOVE, CUT_OVER, FINISH, AFTER = PANELS
 RAMP = ("ramp_max_errors", "ramp_max_fallback", "ramp_max_mismatch", "ramp_max_slowdown")
 NEIGHBOUR = (
     "max_rate", "gentle", "max_load", "max_standby_lag", "max_redis_latency", "min_redis_memory", "duty",

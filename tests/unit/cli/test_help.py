@@ -35,7 +35,7 @@ def lines(*arguments: str) -> list[str]:
     """The help, off a terminal."""
     done = invoke(*arguments, "--help")
     assert done.exit_code == 0
-    return [line.rstrip() for line in done.output.splitlines()]
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", done.output).splitlines()]
 
 
 def invoke(*arguments: str) -> Any:
