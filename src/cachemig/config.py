@@ -130,6 +130,8 @@ def setting(
     default: Any, text: str, parse: Callable[[str], Any] = str, *, identity: bool = False, metavar: str = "TEXT"
 ) -> Any:
     """A field of Settings. `identity`: it decides what stands in Redis, so it must not change during a migration."""
+    if isinstance(parse, choice) and metavar == "TEXT":
+        metavar = "WORD"
     return field(default=default, metadata={"help": text, "parse": parse, "identity": identity, "metavar": metavar})
 
 

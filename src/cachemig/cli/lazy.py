@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from cachemig.cli.usage import choices, fitting
+from cachemig.cli.usage import choices, fitting, one_of
 
 
 def built_by(make: Callable[[], Callable[..., None]]) -> type[TyperCommand]:
@@ -46,16 +46,23 @@ _TYPERS_OWN = {
 
 def dressed(options: list[Any], texts: frozenset[str] = frozenset()) -> list[Any]:
     """The options, which take a default as it is from now on, and `texts` what was given: it is text already. Where
-    the metavar is a list of words, one of them is wanted, and completed. A flag shows no type."""
+    the metavar is a list of words, one of them is wanted, and completed; its help begins with them. A flag
+    shows no type, a number no range, and a default stands in brackets, as a setting's does."""
     for option in options:
         if "process_value" in vars(option):
             continue
         option.process_value = _processing(option, option.process_value, is_text=option.name in texts)
         if words := choices(option):
             option._custom_shell_complete = _completing(words)
+            option.words, option.metavar = words, "WORD"  # a list of words in the column of types takes half the screen
+            option.help = f"{one_of(words)}: {option.help}" if option.help else one_of(words)
         if getattr(option, "is_flag", False) and option.metavar is None:
             option.metavar = ""
         option.help = _TYPERS_OWN.get(option.name, option.help)
+        if option.show_default is True and option.default not in (None, False, (), []):
+            option.help = f"{option.help or ''} \\[{option.default}]".lstrip()
+        option.show_default = False
+        option._get_number_range_help_str = lambda: None
     return options
 
 

@@ -82,8 +82,6 @@ def _command(name: str, command: Any, top: typer.Context) -> Iterator[str]:
             notes = [_plain(option.help or "")]
             if option.required:
                 notes.append("(required)")
-            elif option.default not in (None, False, (), []) and not option.is_flag:
-                notes.append(f"\\[{option.default}]")
             yield f"| `{_flags(option)}` | {' '.join(filter(None, notes))} |"
         yield ""
     relevant = [o for o in options if o.name in settings - set(ALWAYS) and not o.hidden]

@@ -31,8 +31,14 @@ def summary(text: str) -> str:
 
 def choices(option: Any) -> tuple[str, ...]:
     """The words that an option takes, where its metavar lists them: `bad|ignore|remove`."""
+    if hasattr(option, "words"):
+        return tuple(option.words)
     metavar = option.metavar or ""
     return tuple(metavar.split("|")) if _WORDS.fullmatch(metavar) else ()
+
+
+def one_of(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def fitting(ctx: Any, option: Any, given: str) -> None:
@@ -40,8 +46,9 @@ def fitting(ctx: Any, option: Any, given: str) -> None:
     flag = option.opts[0]
     words = choices(option)
     if words and given not in words:
-        wanted = f"{', '.join(words[:-1])} or {words[-1]}"
-        raise UsageError(f"{flag} is {wanted}, not {given!r}{did_you_mean(given, words)}", hint=_next(ctx.command, ctx))
+        raise UsageError(
+            f"{flag} is {one_of(words)}, not {given!r}{did_you_mean(given, words)}", hint=_next(ctx.command, ctx)
+        )
     number = _number_type(option)
     if number is None:
         return
