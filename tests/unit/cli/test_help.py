@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_said_as_every_other_error(
 def test_nothing_at_all_shows_the_help() -> None:
     done = invoke()
     assert done.exit_code == 2
-    assert "Usage: cachemig" in done.output
+    assert "Cut over" in done.output
 
 
 def test_a_misspelt_variable_is_refused_and_a_foreign_one_is_not() -> None:
