@@ -48,7 +48,9 @@ def statements(screen: Screen, sql: Sequence[str]) -> None:
 
 def initialised(screen: Screen, result: Initialised) -> None:
     screen.line(
-        "the control schema is made; nothing of the application was touched" if result.created else "done before"
+        "the control schema is made; nothing of the application was touched"
+        if result.created
+        else "the migration was begun before: nothing is changed"
     )
     if result.config_file:
         screen.line(f"wrote {result.config_file}: later commands need no flags")

@@ -76,7 +76,7 @@ def _not_connected(text: str) -> errors.CachemigError:
     # libpq gives no SQLSTATE for a failed connection. The last line that is not indented names the cause of the last
     # try; indented ones are advice.
     line = next((line for line in reversed(text.splitlines()) if not line.startswith(("\t", " "))), "no answer")
-    line = line.removeprefix("connection is bad: ")
+    line = line.removeprefix("connection is bad: ").removeprefix("connection failed: ")
     if any(sign in text for sign in _NO_LOGIN) or ("role " in text and "does not exist" in text):
         return errors.SourceAuthFailed(f"Postgres refused the login: {line}")
     if "certificate" in text or "SSL" in text:
