@@ -6,13 +6,12 @@ One name everywhere: `key_column` in Python and TOML is `CACHEMIG_KEY_COLUMN` an
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -20,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cachemig import windows
-from cachemig.errors import ConfigError
+from cachemig.errors import ConfigError, did_you_mean
 from cachemig.targets.address import address_of
 
 CONFIG_FILE = "cachemig.toml"
@@ -42,7 +41,7 @@ def show_duration(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds % length == 0:
             return f"{seconds / length:.0f}{unit}"
-    return f"{Decimal(repr(seconds)):f}s"
+    return f"{Decimal(repr(seconds)).normalize():f}s"
 
 
 def size(text: str) -> int:
@@ -51,6 +50,14 @@ def size(text: str) -> int:
     if not match:
         raise ValueError(f"{text!r} is not a size such as 64KiB, 32MiB or 1GiB")
     return int(float(match[1]) * {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30}[match[2].upper()[:1]])
+
+
+def show_size(count: int) -> str:
+    """The shortest text that `size` reads as this."""
+    for unit, length in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count and count % length == 0:
+            return f"{count // length}{unit}"
+    return str(count)
 
 
 def fraction(text: str) -> float:
@@ -98,13 +105,16 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def choice(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(f"{text!r} is not one of {', '.join(allowed)}")
-        return text
+class choice:  # noqa: N801  # reads as the functions beside it
+    """One of these words."""
 
-    return parse
+    def __init__(self, *allowed: str) -> None:
+        self.allowed = allowed
+
+    def __call__(self, text: str) -> str:
+        if text not in self.allowed:
+            raise ValueError(f"{text!r} is not one of {', '.join(self.allowed)}{did_you_mean(text, self.allowed)}")
+        return text
 
 
 def template(text: str) -> str:
@@ -120,6 +130,8 @@ def setting(
     default: Any, text: str, parse: Callable[[str], Any] = str, *, identity: bool = False, metavar: str = "TEXT"
 ) -> Any:
     """A field of Settings. `identity`: it decides what stands in Redis, so it must not change during a migration."""
+    if isinstance(parse, choice) and metavar == "TEXT":
+        metavar = "WORD"
     return field(default=default, metadata={"help": text, "parse": parse, "identity": identity, "metavar": metavar})
 
 
@@ -127,19 +139,22 @@ def setting(
 class Settings:
     """All settings of a run. `origins` tells where each value came from; secrets are never in repr()."""
 
-    dsn: str = setting("", "libpq DSN or URI; without it PG* variables, service file and .pgpass as psql takes them")
+    dsn: str = setting("", "of Postgres, as psql takes it; without it PG*, service file, .pgpass", metavar="DSN")
     read_dsn: str = setting(
-        "", "a standby that backfill reads values from, where a unique constraint covers the key; '' for the primary"
+        "",
+        "a standby that backfill reads values from, where a unique constraint covers the key; '' for the primary",
+        metavar="DSN",
     )
     redis_url: str = setting(
         "redis://localhost:6379/0",
-        "redis://, rediss:// or unix:// URL; redis+cluster://HOST:PORT,... for a cluster; "
-        "redis+sentinel://HOST:PORT,.../NAME/0 for a primary that sentinels know; "
-        "the password from REDISCLI_AUTH if not in it",
+        "redis://, rediss:// or unix://; of a cluster or sentinels: docs/deploy.md; its password from REDISCLI_AUTH",
+        metavar="URL",
     )
-    table: str = setting("therapy_sessions", "table that holds the cache column, schema.table or table", identity=True)
-    column: str = setting("analytics_cache", "the json or jsonb column to move", identity=True)
-    key_column: str = setting("file_hash", "column that the cache is looked up by", identity=True)
+    table: str = setting(
+        "therapy_sessions", "table that holds the cache column, schema.table or table", identity=True, metavar="TABLE"
+    )
+    column: str = setting("analytics_cache", "the json or jsonb column to move", identity=True, metavar="COLUMN")
+    key_column: str = setting("file_hash", "column that the cache is looked up by", identity=True, metavar="COLUMN")
     order_by: str = setting(
         "created_at",
         "where several rows share a key: the newest by this column is the entry; '' for none",
@@ -325,20 +340,20 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str], config
         try:
             values[name] = known[name].metadata["parse"](text)
         except (ValueError, OverflowError) as exc:
-            raise ConfigError(f"{origin}: {name}: {exc}") from exc
+            raise ConfigError(f"{origin}: {name}: {exc}", hint=f"{name}: {known[name].metadata['help']}") from exc
         origins[name] = origin
 
     path = config or (Path(environment["CACHEMIG_CONFIG"]) if environment.get("CACHEMIG_CONFIG") else None)
     for name, text in read_file(path or Path(CONFIG_FILE), required=path is not None).items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
             raise ConfigError(
-                f"{path or CONFIG_FILE}: unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+                f"{path or CONFIG_FILE}: unknown setting {name!r}{did_you_mean(name, known)}", hint=ALL_SETTINGS
             )
         refuse_secret(name, text, f"{path or CONFIG_FILE}")
         take(name, text, str(path or CONFIG_FILE))
     if environment.get("CACHE_TTL_SECONDS"):  # the first user's own name for it
         take("ttl", environment["CACHE_TTL_SECONDS"], "CACHE_TTL_SECONDS")
+    _refuse_misspelt(environment, known)
     for name in known:
         variable = f"CACHEMIG_{name.upper()}"
         if variable in environment:
@@ -354,11 +369,22 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str], config
     try:
         address_of(settings.redis_url)
     except ValueError as exc:
-        raise ConfigError(f"{origins['redis_url']}: redis_url {exc}") from None
+        raise ConfigError(f"{origins['redis_url']}: redis_url {exc}", hint="redis://HOST:6379/0") from None
     for name in ("batch_keys", "batch_bytes", "chunk_bytes"):
         if getattr(settings, name) < 1:
-            raise ConfigError(f"{origins[name]}: {name} must be at least 1")
+            raise ConfigError(f"{origins[name]}: {name} must be at least 1", hint=f"leave {name} out for its default")
     return settings
+
+
+def _refuse_misspelt(environment: Mapping[str, str], known: Collection[str]) -> None:
+    """A variable that is none of ours is refused only where it is nearly one: others may stand there for reasons of
+    their own, as Kubernetes's CACHEMIG_SERVICE_HOST for a service of this name."""
+    variables = [f"CACHEMIG_{name.upper()}" for name in known]
+    for variable in sorted(environment.keys() - set(variables)):
+        if not variable.startswith("CACHEMIG_") or variable.startswith("CACHEMIG_TEST_"):
+            continue
+        if guess := did_you_mean(variable, variables, 0.87):
+            raise ConfigError(f"{variable} is no setting{guess}", hint=f"unset {variable}, or give it that name")
 
 
 def read_file(path: Path, *, required: bool) -> dict[str, str]:
@@ -370,7 +396,7 @@ def read_file(path: Path, *, required: bool) -> dict[str, str]:
             raise ConfigError(f"{path}: no such file", hint="cachemig init writes one") from None
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigError(f"{path}: {exc}") from exc
+        raise ConfigError(f"{path}: {exc}", hint='mend that line of it: name = "value"') from exc
     flat: dict[str, str] = {}
     for name, value in document.items():
         inner = value.items() if isinstance(value, dict) else [(None, value)]
@@ -402,6 +428,7 @@ def mask(name: str, value: object) -> str:
     return text
 
 
+ALL_SETTINGS = "docs/cli.md lists every setting"
 SECRET = ("dsn", "read_dsn", "redis_url")
 """Settings that may hold a password."""
 _LIBPQ_SECRETS = ("password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")

@@ -6,6 +6,7 @@ No message carries a password or a cached value.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -35,6 +36,21 @@ class CachemigError(Exception):
             self.hint = hint
 
 
+def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`; did you mean 'backfill'?` where one of the known words is near, else nothing: the end of a message."""
+    import difflib
+
+    near = difflib.get_close_matches(given, sorted(known), 1, cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+class UsageError(CachemigError):
+    """The command line is none that cachemig has."""
+
+    exit_code = Exit.USAGE
+    hint = "cachemig --help"
+
+
 class ConfigError(CachemigError):
     """A setting is missing or wrong."""
 
@@ -46,7 +62,7 @@ class NotInitialised(CachemigError):
     """There is no migration in this database yet."""
 
     exit_code = Exit.USAGE
-    hint = "cachemig init"
+    hint = "cachemig init begins one; was one begun, cachemig doctor --show-config tells which database this is"
 
 
 class SettingsDiffer(CachemigError):
@@ -74,6 +90,9 @@ class LeaseHeld(CachemigError):
 
 class Interrupted(CachemigError):
     """Stopped on request; what was done is saved."""
+
+    exit_code = Exit.INTERRUPTED
+    hint = "the same command goes on where it was; cachemig status says where that is"
 
     def __init__(self, message: str | None = None, *, hint: str | None = None, signal_number: int = 2) -> None:
         super().__init__(message, hint=hint)

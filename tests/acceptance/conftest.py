@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from cachemig.demo.load import load
 from cachemig.demo.payloads import Planted
 from tests.conftest import SETS, Fleet, Servers
 
+ROOT = Path(__file__).parents[2]
 CLEAN = ("PG", "CACHEMIG_", "REDISCLI_AUTH", "CACHE_TTL_SECONDS", "FORCE_COLOR", "COLUMNS")
 
 
@@ -81,6 +84,45 @@ class Operator:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The built wheel, and a clean virtual environment that has it."""
+
+    wheel: Path
+    bin: Path
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Installed:
+    """Made once for all workers: the wheel, and an environment with nothing of cachemig's but the wheel. What the wheel
+    requires comes from the environment that runs the tests, for an index may be out of reach, and takes its time."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared if worker_id == "master" else shared.parent) / "installed"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            _install(folder)
+            (folder / "done").touch()
+    (wheel,) = folder.glob("*.whl")
+    return Installed(wheel, folder / "venv" / "bin")
+
+
+def _install(folder: Path) -> None:
+    def run(*command: str | Path) -> None:
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+    python = folder / "venv" / "bin" / "python"
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder)
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
+    (wheel,) = folder.glob("*.whl")
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder / "venv")}))
+    # Names only: a .pth of theirs, by which an editable install is found, is not followed.
+    theirs = [path for path in sys.path if path.endswith("-packages")]
+    (packages / "requirements.pth").write_text("\n".join(theirs) + "\n")
 
 
 @pytest.fixture(scope="session", params=list(SETS)[:1])

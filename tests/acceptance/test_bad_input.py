@@ -55,8 +55,45 @@ def test_a_misspelt_setting_is_guessed(operator: Operator) -> None:
 
 
 def test_unknown_commands_and_flags_are_usage_errors(operator: Operator) -> None:
-    assert operator("backfil").code == 2
-    assert operator("backfill", "--fast").code == 2
+    told(operator("backfil"), 2, "did you mean 'backfill'?", "cachemig backfill --help")
+    told(operator("backfill", "--fast"), 2, "backfill has no option --fast", "cachemig backfill --help")
+    ended = operator("archive", "--json")
+    told(ended, 2, "archive wants --to PLACE")
+    assert ended.document["exit_code"] == 2
+    told(operator("status", CACHEMIG_TABEL="x"), 2, "CACHEMIG_TABEL is no setting; did you mean 'CACHEMIG_TABLE'?")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind", "hint"),
+    [
+        (["status"], 2, "NotInitialised", "cachemig init"),
+        (["plan", "--table", "nowhere"], 2, "TableUnfit", "cachemig doctor --show-config"),
+        (["status", "--dsn", "host=127.0.0.1 port=1 user=u"], 1, "SourceUnavailable", "cachemig doctor"),
+        (["archive", "--to", "no/where.zst"], 2, "NotInitialised", "cachemig init"),
+        (["cutover"], 2, "ConfigError", "cachemig cutover --ramp"),
+        (["status", "--ttl", "x"], 2, "ConfigError", "lifetime of an entry"),
+    ],
+)
+def test_errors_as_documents(
+    operator: Operator, table: Table, arguments: list[str], code: int, kind: str, hint: str
+) -> None:
+    ended = operator(*arguments, "--json")
+    told(ended, code)
+    assert (ended.document["exit_code"], ended.document["error"]) == (code, kind)
+    assert hint in ended.document["hint"]
+
+
+LOCAL = [Path(folder) / ".s.PGSQL.5432" for folder in ("/var/run/postgresql", "/tmp")]
+
+
+@pytest.mark.skipif(any(map(Path.exists, LOCAL)), reason="a Postgres of this machine is what nothing leads to")
+def test_nothing_configured(operator: Operator) -> None:
+    for command in ("status", "plan", "backfill"):
+        told(operator(command, CACHEMIG_DSN=None), 1, "export CACHEMIG_DSN=", "cachemig demo")
+    assert "export CACHEMIG_DSN" not in operator("status", CACHEMIG_DSN="host=127.0.0.1 port=1 user=u").err
+    doctor = operator("doctor", CACHEMIG_DSN=None)
+    assert doctor.code == 3
+    assert "then: cachemig doctor" not in doctor.out
 
 
 def test_commands_before_their_time(operator: Operator, table: Table) -> None:

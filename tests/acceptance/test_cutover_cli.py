@@ -175,7 +175,7 @@ def test_killed_while_it_waits_and_run_again(operator: Operator, table: Table) -
 
 def test_help_has_a_panel_of_its_own(operator: Operator) -> None:
     shown = operator.fine("--help").out
-    panels = [shown.index(f"─ {name} ─") for name in ("Move", "Cut over", "After", "Try")]
+    panels = [shown.index(f"─ {name} ─") for name in ("Try", "Look", "Move", "Cut over", "Finish", "After")]
     assert panels == sorted(panels)
     help_ = operator.fine("cutover", "--help").out
     for flag in ("--percent", "--ramp", "--hold", "--no-clients", "--dry-run", "--verify-fresh", "--client-wait"):

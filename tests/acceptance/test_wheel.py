@@ -10,21 +10,14 @@ from pathlib import Path
 import pytest
 
 from cachemig.source import queries
+from tests.acceptance.conftest import Installed
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    (built,) = target.glob("*.whl")
-    return built
+@pytest.fixture
+def wheel(installed: Installed) -> Path:
+    return installed.wheel
 
 
 def test_the_wheel_holds_every_file(wheel: Path) -> None:

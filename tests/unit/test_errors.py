@@ -14,13 +14,14 @@ from cachemig.errors import CachemigError, Exit
 # Exit code, and whether the class has a hint of its own (False: each place that raises it knows better).
 TREE: dict[type[CachemigError], tuple[int, bool]] = {
     errors.CachemigError: (1, False),
+    errors.UsageError: (2, True),
     errors.ConfigError: (2, True),
     errors.NotInitialised: (2, True),
     errors.SettingsDiffer: (2, False),
     errors.Refused: (3, False),
     errors.LimitUnknown: (1, False),
     errors.LeaseHeld: (5, True),
-    errors.Interrupted: (130, False),
+    errors.Interrupted: (130, True),
     errors.SourceError: (1, False),
     errors.SourceUnavailable: (1, True),
     errors.SourceAuthFailed: (2, True),
@@ -116,5 +117,5 @@ def test_hints_name_commands_that_exist() -> None:
     from cachemig.cli.app import app
 
     commands = {command.name for command in app.registered_commands}
-    named = {name for error in TREE if error.hint for name in re.findall(r"\bcachemig ([a-z-]+)", error.hint)}
+    named = {name for error in TREE if error.hint for name in re.findall(r"\bcachemig ([a-z][a-z-]+)", error.hint)}
     assert named <= commands | {"needs"}  # "the ACL that cachemig needs"

@@ -136,7 +136,9 @@ def _store(url: str) -> tuple[Any, str]:
             f"{scheme}:// needs a library that is not installed", hint=f"pip install {_EXTRAS.get(scheme, 'fsspec')}"
         ) from exc
     except ValueError as exc:
-        raise ConfigError(f"{scheme}:// is not a store that fsspec knows") from exc
+        raise ConfigError(
+            f"{scheme}:// is not a store that fsspec knows", hint="a file, or a URL such as s3://bucket/name.zst"
+        ) from exc
 
 
 @contextmanager
@@ -147,7 +149,10 @@ def store_errors(shown: str) -> Iterator[None]:
     except CachemigError:
         raise
     except FileNotFoundError as exc:
-        raise StoreFailed(f"{shown}: there is no such file or directory") from exc
+        raise StoreFailed(
+            f"{shown}: there is no such file or directory",
+            hint="name an archive that is there; to write one, make its folder first",
+        ) from exc
     except OSError as exc:
         raise StoreFailed(f"{shown}: {exc.strerror or type(exc).__name__}") from exc
     except GeneratorExit:

@@ -186,7 +186,7 @@ def opened(path: Path) -> IO[bytes]:
         os.fchmod(descriptor, 0o600)
     except BlockingIOError:
         os.close(descriptor)
-        raise LeaseHeld(f"another process writes to {path}") from None
+        raise LeaseHeld(f"another process writes to {path}", hint="wait for it, or give another --to") from None
     except BaseException:
         os.close(descriptor)
         raise

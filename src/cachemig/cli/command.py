@@ -114,7 +114,12 @@ def command(
                 run = Run(settings, as_json=as_json, name=command_name)
                 if command_name not in OFFLINE:
                     _end_brownout(run)
-                body(run, **given)
+                try:
+                    body(run, **given)
+                except errors.SourceUnavailable as exc:
+                    if not settings.dsn and not any(name.startswith("PG") for name in os.environ):
+                        exc.hint = NOT_SAID
+                    raise
                 if run.exit_code:
                     raise typer.Exit(run.exit_code)
 
@@ -132,6 +137,9 @@ def command(
         return body
 
     return register
+
+
+NOT_SAID = 'say where Postgres is: export CACHEMIG_DSN="host=HOST user=USER dbname=NAME"; or try: cachemig demo'
 
 
 def _end_brownout(run: Run) -> None:
@@ -160,7 +168,10 @@ def confirmed(column: str, given: str | None) -> None:
             raise errors.ConfigError(
                 "nobody can be asked here: --execute wants --confirm", hint=f"add --confirm {column}, if it is meant"
             )
-        given = typer.prompt(f"Type the column's name to drop it ({column})", err=True)
+        try:
+            given = typer.prompt(f"Type the column's name to drop it ({column})", err=True)
+        except typer.Abort:
+            raise errors.Interrupted("nothing was typed: nothing is changed") from None
     if given != column:
         raise errors.ConfigError(
             f"{given!r} is not the column that would be dropped: nothing is changed", hint=f"it is {column!r}"
@@ -186,7 +197,14 @@ def _shared(relevant: tuple[str, ...]) -> list[inspect.Parameter]:
     return [
         *(_setting_flag(f, shown=f.name in ALWAYS + relevant) for f in config.fields()),
         _option(
-            "config", Path | None, None, typer.Option(help=r"settings file \[cachemig.toml]", rich_help_panel=SETTINGS)
+            "config",
+            Path | None,
+            None,
+            typer.Option(
+                metavar="FILE",
+                help=r"file of settings; docs/cli.md lists all \[cachemig.toml]",
+                rich_help_panel=SETTINGS,
+            ),
         ),
         _option("json", bool, False, typer.Option("--json", help="one JSON document on stdout")),
     ]
@@ -196,12 +214,21 @@ def _flag_text(given: str | bool | None) -> str | None:
     return ("on" if given else "off") if isinstance(given, bool) else given
 
 
+def default_text(field: Any) -> str:
+    """A setting's default as somebody would write it."""
+    match field.metadata["metavar"]:
+        case "DURATION":
+            return config.show_duration(field.default)
+        case "SIZE":
+            return config.show_size(field.default)
+    return config.mask(field.name, field.default)
+
+
 def _setting_flag(field: Any, *, shown: bool) -> inspect.Parameter:
     is_switch = field.metadata["parse"] is config.switch
-    default = "" if is_switch else config.mask(field.name, field.default)
-    if field.metadata["metavar"] == "DURATION":
-        default = config.show_duration(field.default)
+    default = "" if is_switch else default_text(field)
     text = field.metadata["help"] + (f" [{default}]" if default else "")
+    words = getattr(field.metadata["parse"], "allowed", ())
     flag = "--" + field.name.replace("_", "-")
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if is_switch else flag,
@@ -209,6 +236,7 @@ def _setting_flag(field: Any, *, shown: bool) -> inspect.Parameter:
         metavar=None if is_switch else field.metadata["metavar"],
         hidden=not shown,
         rich_help_panel=SETTINGS,
+        autocompletion=(lambda incomplete: [w for w in words if w.startswith(incomplete)]) if words else None,
     )
     return _option(field.name, bool | None if is_switch else str | None, None, option)
 
@@ -229,11 +257,11 @@ def _boundary(*, as_json: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(errors.Exit.FINE) from None
     except KeyboardInterrupt:
-        _report(errors.Interrupted("stopped"), as_json=as_json)
+        raise typer.Exit(report(errors.Interrupted("stopped"), as_json=as_json)) from None
     except Exception as exc:  # noqa: BLE001  # the boundary
         if os.environ.get("CACHEMIG_DEBUG"):
             traceback.print_exc()
-        _report(_known(exc), as_json=as_json)
+        raise typer.Exit(report(_known(exc), as_json=as_json)) from None
 
 
 def _known(exc: Exception) -> errors.CachemigError:
@@ -251,13 +279,14 @@ def _known(exc: Exception) -> errors.CachemigError:
         case redis.RedisError():
             return target.mapped(exc)
         case OSError():
-            return errors.CachemigError(str(exc))
+            return errors.CachemigError(str(exc), hint="when it is mended, run the same command again")
     return errors.CachemigError(
         f"internal error: {type(exc).__name__}", hint="CACHEMIG_DEBUG=1 prints where; please report it"
     )
 
 
-def _report(error: errors.CachemigError, *, as_json: bool) -> None:
+def report(error: errors.CachemigError, *, as_json: bool) -> int:
+    """Says it on stderr, with --json on stdout too; the exit code."""
     screen = Screen(results_to_stderr=True)
     screen.error(str(error), error.hint)
     if as_json:
@@ -268,4 +297,4 @@ def _report(error: errors.CachemigError, *, as_json: bool) -> None:
             "exit_code": int(error.exit_code),
         }
         print(json.dumps(document))
-    raise typer.Exit(error.exit_code)
+    return int(error.exit_code)

@@ -48,7 +48,9 @@ def statements(screen: Screen, sql: Sequence[str]) -> None:
 
 def initialised(screen: Screen, result: Initialised) -> None:
     screen.line(
-        "the control schema is made; nothing of the application was touched" if result.created else "done before"
+        "the control schema is made; nothing of the application was touched"
+        if result.created
+        else "the migration was begun before: nothing is changed"
     )
     if result.config_file:
         screen.line(f"wrote {result.config_file}: later commands need no flags")
@@ -59,7 +61,7 @@ def findings(screen: Screen, found: Sequence[Finding]) -> None:
     rows = [(f.level.value, f.name, f.what + (f"\n→ {f.do}" if f.do else "")) for f in found]
     screen.table(("", "finding", ""), rows, styles=[_LEVEL_STYLE[f.level.value] for f in found])
     counts = {level: sum(f.level.value == level for f in found) for level in ("error", "warning")}
-    screen.line(f"{counts['error']} errors, {counts['warning']} warnings")
+    screen.line(", ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items()))
     if not counts["error"]:
         screen.next("cachemig plan, then cachemig init; or cachemig status where the migration has begun")
 

@@ -41,13 +41,15 @@ class Screen:
         self._results.print(plain(text), style=style, soft_wrap=True)
 
     def next(self, command: str) -> None:
-        """The obvious next step."""
-        self._results.print(Text("next: ", "bold") + plain(command), soft_wrap=True)
+        """The obvious next step, wrapped as an error is."""
+        self._results.print(Text("next: ", "bold") + plain(command), soft_wrap=not self._results.is_terminal)
 
     def error(self, text: str, hint: str | None) -> None:
-        self._talk.print(Text("error: ", "bold red") + plain(text), soft_wrap=True)
+        """At a terminal wrapped between words; elsewhere each in one line, for those who search a log."""
+        in_one = not self._talk.is_terminal
+        self._talk.print(Text("error: ", "bold red") + plain(text), soft_wrap=in_one)
         if hint:
-            self._talk.print(Text("hint: ", "bold") + plain(hint), soft_wrap=True)
+            self._talk.print(Text("hint: ", "bold") + plain(hint), soft_wrap=in_one)
 
     def table(
         self,

@@ -24,7 +24,15 @@ NAMES: tuple[str, ...] = get_args(Name)
 
 _HINTS: dict[str, str] = {
     "not-configured": "set recordings_location, for example s3://bucket/{file_path} or /srv/recordings/{file_path}",
+    "not-installed": "pip install 'cachemig[recordings]', or 'cachemig[s3]'",
     "no-column": "name a column of the table in recordings_location",
+    "not-named": "fill that column in the row; cachemig recompute --all-corrupt goes on with the others",
+    "unsafe-name": "look at that row: no path is made of such a value",
+    "not-found": "put the recording where recordings_location says, then the same command again",
+    "forbidden": "give these credentials the right to read recordings: docs/emg.md",
+    "refused": "check recordings_location: cachemig doctor --show-config",
+    "unreachable": "the same command again, when the store answers",
+    "wrong-digest": "the file is not the one that was analysed: look for the right one, or leave the key out",
     "too-large": "raise recordings_max_bytes if recordings may be that large",
     "timeout": "raise recordings_timeout, or try again",
 }

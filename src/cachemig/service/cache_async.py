@@ -148,13 +148,14 @@ class AsyncCacheService:
         try:
             address_of(url)
         except ValueError as exc:
-            raise ConfigError(f"redis_url {exc}") from None
+            raise ConfigError(f"redis_url {exc}", hint="redis://HOST:6379/0") from None
         store = AsyncRedisStore(url, environment, options)
         if phase is not None:
             route = Route(Phase(phase), epoch=PINNED)
             if settings is None or route.has_column:
                 raise ConfigError(
-                    "a pinned phase is redis-only or dropped, and needs settings: key_template, ttl, codec …"
+                    "a pinned phase is redis-only or dropped, and needs settings: key_template, ttl, codec …",
+                    hint="give settings as well, or leave phase out",
                 )
             cache = cls(None, store, options, name)
             cache._routes.learn(route, time.monotonic())
@@ -655,7 +656,9 @@ class AsyncCacheService:
     @property
     def _column(self) -> AsyncColumn:
         if self._column_or_none is None:
-            raise ConfigError("the phase is pinned: there is no column to write to or read from")
+            raise ConfigError(
+                "the phase is pinned: there is no column to write to or read from", hint="open it without phase"
+            )
         return self._column_or_none
 
     async def _beat_now(self) -> None:

@@ -29,3 +29,5 @@ class Unreadable(CachemigError):
 
 class Closed(CachemigError):
     """This CacheService was closed."""
+
+    hint = "open another one: cachemig.service.CacheService.open"

@@ -107,7 +107,8 @@ class AsyncRedisStore:
         except (ValueError, TypeError) as exc:
             # The cause quotes the part that it does not understand, which may be a piece of a password.
             raise errors.ConfigError(
-                "redis_url: not a valid URL; characters such as / ? # @ in a password are to be percent-encoded"
+                "redis_url: not a valid URL; characters such as / ? # @ in a password are to be percent-encoded",
+                hint="redis://HOST:6379/0, with the password in REDISCLI_AUTH",
             ) from exc
         self.clustered = self._places.clustered
         self._breakers: dict[Node | None, Breaker] = {}

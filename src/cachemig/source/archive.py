@@ -237,7 +237,10 @@ def _parts(
 
 def _row(table: Table, fields: Sequence[Field]) -> tuple[str, ...]:
     if None in fields:  # only a key that is no primary key can be
-        raise TableUnfit(f"a row of {table.qualified} has no key, and nothing else tells it from others")
+        raise TableUnfit(
+            f"a row of {table.qualified} has no key, and nothing else tells it from others",
+            hint="give the rows whose key is null a key, or remove them; then the same command again",
+        )
     return tuple(str(f, "utf-8") for f in fields if f is not None)
 
 

@@ -57,20 +57,26 @@ def mapped(exc: psycopg.Error) -> errors.CachemigError:
             )
         case pg.ProgrammingError() if exc.sqlstate is None:
             # libpq quotes the part that it does not understand, which may be a piece of a password.
-            return errors.ConfigError("dsn: not a valid libpq connection string or URI")
+            return errors.ConfigError(
+                "dsn: not a valid libpq connection string or URI",
+                hint="host=HOST user=USER dbname=NAME, or postgresql://USER@HOST/NAME",
+            )
         case psycopg.OperationalError() if exc.sqlstate is None:
             return _not_connected(str(exc).strip())
         case _ if isinstance(exc, _UNAVAILABLE) or (exc.sqlstate or "").startswith("08"):
             return errors.SourceUnavailable(f"Postgres closed the connection: {first_line}")
         case pg.DeadlockDetected() | pg.SerializationFailure():
             return errors.SourceUnavailable(f"Postgres rolled back: {first_line}")
-    return errors.SourceError(f"Postgres: {first_line}" + (f" (SQLSTATE {exc.sqlstate})" if exc.sqlstate else ""))
+    return errors.SourceError(
+        f"Postgres: {first_line}" + (f" (SQLSTATE {exc.sqlstate})" if exc.sqlstate else ""), hint="cachemig doctor"
+    )
 
 
 def _not_connected(text: str) -> errors.CachemigError:
     # libpq gives no SQLSTATE for a failed connection. The last line that is not indented names the cause of the last
     # try; indented ones are advice.
     line = next((line for line in reversed(text.splitlines()) if not line.startswith(("\t", " "))), "no answer")
+    line = line.removeprefix("connection is bad: ").removeprefix("connection failed: ")
     if any(sign in text for sign in _NO_LOGIN) or ("role " in text and "does not exist" in text):
         return errors.SourceAuthFailed(f"Postgres refused the login: {line}")
     if "certificate" in text or "SSL" in text:

@@ -53,6 +53,8 @@ class Done:
 class Unstorable(SourceError):
     """The column does not take the value."""
 
+    hint = "the row stays as it was: cachemig verify --accept-set-aside N accepts it"
+
 
 def set_aside(conn: Connection, after: bytes) -> list[tuple[bytes, str]]:
     """Some keys whose value is set aside, with their ids, in the order of the ids; those behind `after`."""

@@ -106,7 +106,10 @@ def schedule(percent: float | None, ramp: str | None, hold: str) -> tuple[list[f
         percents = [percent] if percent is not None else [float(part) for part in (ramp or "").split(",")]
         seconds = duration(hold)
     except ValueError as exc:
-        raise ConfigError(f"--ramp is a list such as 1,10,50,100, --hold a duration such as 10m: {exc}") from exc
+        raise ConfigError(
+            f"--ramp is a list such as 1,10,50,100, --hold a duration such as 10m: {exc}",
+            hint="cachemig cutover --ramp 1,10,50,100 --hold 10m",
+        ) from exc
     if any(not 0 <= p <= 100 for p in percents) or percents != sorted(set(percents)):
         raise ConfigError(
             "percentages are from 0 to 100, and a ramp goes up", hint="cachemig cutover --ramp 1,10,50,100"

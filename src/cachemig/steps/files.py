@@ -63,9 +63,9 @@ def wanted(format_: str | None, folder: Path | None, down_revision: str | None) 
         return None
     found = next((f for f in FORMATS if f == format_), None)
     if found is None:
-        raise ConfigError(f"--format is one of {', '.join(FORMATS)}")
+        raise ConfigError(f"--format is one of {', '.join(FORMATS)}", hint="for example: --format sql")
     if down_revision is not None and found != "alembic":
-        raise ConfigError("--down-revision is for --format alembic")
+        raise ConfigError("--down-revision is for --format alembic", hint="add --format alembic, or leave it out")
     return Wanted(found, folder or Path(), down_revision)
 
 
@@ -218,5 +218,7 @@ def _write(files: Files, asked: Wanted, step: str, then: str, in_the_way: tuple[
         if reverse is not None and files.reverse is not None:
             reverse.write_text(files.reverse, encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise CachemigError(f"{file} cannot be written: {exc}") from exc
+        raise CachemigError(
+            f"{file} cannot be written: {exc}", hint="name a folder that you may write to: --output FOLDER"
+        ) from exc
     return Written(step, asked.format, str(file), None if reverse is None else str(reverse), then, in_the_way)

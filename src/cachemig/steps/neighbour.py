@@ -222,7 +222,9 @@ def _free_bytes(client: redis.Redis) -> int:
     memory: Any = client.info("memory")
     most = int(memory.get("maxmemory", 0)) or int(memory.get("total_system_memory", 0))
     if not most:
-        raise errors.TargetError("Redis tells neither maxmemory nor total_system_memory")
+        raise errors.TargetError(
+            "Redis tells neither maxmemory nor total_system_memory", hint="leave min_redis_memory out"
+        )
     return max(0, most - int(memory["used_memory"]))
 
 

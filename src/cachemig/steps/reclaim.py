@@ -342,6 +342,8 @@ def _repack(settings: Settings, stop: Stop, table: Subject) -> Generator[Progres
         said = process.stderr.read() if process.stderr else ""
         if process.returncode:
             last = said.strip().splitlines()[-1:] or ["no message"]
-            raise CachemigError(f"pg_repack ended with {process.returncode}: {last[0]}")
+            raise CachemigError(
+                f"pg_repack ended with {process.returncode}: {last[0]}", hint="cachemig reclaim shows the other ways"
+            )
     if "ERROR" in said:
-        raise SourceError(f"pg_repack: {said.strip().splitlines()[-1]}")
+        raise SourceError(f"pg_repack: {said.strip().splitlines()[-1]}", hint="cachemig reclaim shows the other ways")

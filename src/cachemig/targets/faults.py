@@ -52,4 +52,4 @@ def mapped(exc: Exception) -> errors.TargetError:
         return errors.TargetAuthFailed("Redis wants a password")
     if text.startswith(_UNAVAILABLE):
         return errors.TargetUnavailable(f"Redis is not ready: {text}")
-    return errors.TargetError(f"Redis: {text}")
+    return errors.TargetError(f"Redis: {text}", hint="cachemig doctor")

@@ -137,7 +137,8 @@ class RedisTarget:
         except (ValueError, TypeError) as exc:
             # The cause quotes the part that it does not understand, which may be a piece of a password.
             raise errors.ConfigError(
-                "redis_url: not a valid URL; characters such as / ? # @ in a password are to be percent-encoded"
+                "redis_url: not a valid URL; characters such as / ? # @ in a password are to be percent-encoded",
+                hint="redis://HOST:6379/0, with the password in REDISCLI_AUTH",
             ) from exc
 
     def _open(self) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from cachemig import config
 from cachemig.cli.app import app
 from cachemig.cli.command import Run, command
-from cachemig.cli.lazy import Group
+from cachemig.cli.group import Group
 
 probing = typer.Typer(cls=Group)
 seen: dict[str, Any] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -138,6 +140,24 @@ def test_long_lines_are_not_broken(capsys: Capture) -> None:
     Screen(results_to_stderr=False).say("y" * 500)
     out, err = capsys.readouterr()
     assert out.count("\n") == err.count("\n") == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_errors_wrap_between_words_at_a_terminal_alone(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    words = " ".join(["somewhat"] * 20)
+    Screen(results_to_stderr=True).error(words, words)
+    assert capsys.readouterr().err == f"error: {words}\nhint: {words}\n"
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    Screen(results_to_stderr=True).error(words, words)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+    assert len(lines) > 8
+    assert {word for line in lines for word in line.split()} == {"error:", "hint:", "somewhat"}
 
 
 @pytest.mark.parametrize("text", ["cache:key:42", "a:100:b", "C:\\"])

@@ -15,7 +15,8 @@ def test_it_keeps_the_rules_of_the_tree() -> None:
     error = RecordingUnavailable("not-found", "there is none")
     assert isinstance(error, CachemigError)
     assert error.exit_code == Exit.ERROR
-    assert (str(error), error.name, error.hint, error.transient) == ("there is none", "not-found", None, False)
+    assert (str(error), error.name, error.transient) == ("there is none", "not-found", False)
+    assert "recordings_location" in (error.hint or "")
     assert RecordingUnavailable("timeout", "late").hint
     assert RecordingUnavailable("timeout", "late", hint="do this").hint == "do this"
     assert RecordingUnavailable.__doc__

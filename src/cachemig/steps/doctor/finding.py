@@ -50,7 +50,7 @@ def warning(what: str, do: str) -> Said:
 
 
 def error(what: str, do: str | None) -> Said:
-    return Level.ERROR, what, do
+    return Level.ERROR, what, do and do.removesuffix(", then: cachemig doctor")  # which is what runs
 
 
 def look(name: str, check: Check[Subject], subject: Subject) -> Finding:
