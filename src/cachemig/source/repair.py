@@ -96,6 +96,12 @@ def undo(conn: Connection, table: Table, done: Done, *, lock_timeout_s: float) -
     return _written(conn, table, done.key, "undo", values, lock_timeout_s)
 
 
+def can_undo(conn: Connection, table: Table, done: Done) -> bool:
+    """Does the row still hold what the repair wrote? Reads only."""
+    row = read(conn, table, done.key, ())
+    return row is not None and digest(row.text.encode()) == done.after_sha256
+
+
 def _written(
     conn: Connection, table: Table, key: str, statement: str, values: Mapping[str, object], lock_timeout_s: float
 ) -> bool:

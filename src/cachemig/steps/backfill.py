@@ -87,12 +87,12 @@ class Outlook:
     bytes_estimated: int
 
 
-def preview(settings: Settings) -> Outlook:
+def preview(settings: Settings, *, restart: bool = False) -> Outlook:
     """What `backfill` would do now. Reads only. Raises what backfill itself would be refused for."""
     with connect(settings) as conn:
         table = inspect(conn, settings)
         migration = _ready(conn, settings, table)
-        laid_out = chunks.is_laid_out(migration.layout, table, migration.epoch)
+        laid_out = not restart and chunks.is_laid_out(migration.layout, table, migration.epoch)
         totals = chunks.totals(conn)
         rows = max(0, int(table.tuples))
         return Outlook(

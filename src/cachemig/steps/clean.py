@@ -27,6 +27,8 @@ class Rubbish:
     """Values under the prefix; 0 where they are to stay."""
     ledger: int
     journal: int
+    statements: tuple[str, ...] = ()
+    """That are run, or would be."""
 
 
 def clean(
@@ -56,7 +58,7 @@ def clean(
             with transaction(conn):
                 conn.execute(queries.text("control", "drop_control"))
         assert counts is not None
-        return Rubbish(True, own, held, counts[0], counts[1])
+        return Rubbish(True, own, held, counts[0], counts[1], (queries.text("control", "drop_control"),))
 
 
 def _refuse_triggers(conn: Connection, migration: control.Migration) -> None:

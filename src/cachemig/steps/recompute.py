@@ -96,6 +96,8 @@ class Undone:
     undone: int
     changed_since: int
     """Left alone: the application has written these since."""
+    dry_run: bool = False
+    """Nothing was put back: so many would be."""
 
 
 def recompute(
@@ -143,18 +145,24 @@ def recompute(
 
 
 def undo(
-    settings: Settings, target: RedisTarget, stop: Stop, keys: Sequence[str] | None
+    settings: Settings, target: RedisTarget, stop: Stop, keys: Sequence[str] | None, *, dry_run: bool = False
 ) -> Generator[Progress, None, Undone]:
-    """Puts back what repairs of these keys (None: all) replaced, where the application has not written since."""
+    """Puts back what repairs of these keys (None: all) replaced, where the application has not written since.
+    `dry_run`: only counts them."""
     undone = changed = 0
     with Reconnecting(settings) as session:
         control.require(session.get(), settings, "recompute")
         table = inspect(session.get(), settings)
         for done in repair.repairs(session.get(), keys):
             stop.check(RESUME)
-            was_undone = repair.undo(session.get(), table, done, lock_timeout_s=settings.lock_timeout)
+            if dry_run:
+                was_undone = repair.can_undo(session.get(), table, done)
+            else:
+                was_undone = repair.undo(session.get(), table, done, lock_timeout_s=settings.lock_timeout)
             undone, changed = undone + was_undone, changed + (not was_undone)
             yield Progress(undone + changed, None, "keys")
+        if dry_run:
+            return Undone(undone, changed, dry_run=True)
         control.journal(session.get(), "recompute --undo", {"undone": undone, "changed_since": changed})
     if undone:
         yield from sync.sync(settings, target, stop, follow=False)

@@ -1,4 +1,5 @@
-"""doctor: what would make a migration fail or go wrong, found before it does. Writes nothing but scratch keys in Redis.
+"""doctor: what would make a migration fail or go wrong, found before it does. Writes nothing but scratch keys in Redis,
+and with `writes` False not even those.
 
 Every check says what it found, so that the list shows what was looked at. No finding holds a secret or a value.
 """
@@ -44,7 +45,10 @@ def gate(settings: Settings, target: RedisTarget, command: str) -> None:
     )
 
 
-def examine(settings: Settings, target: RedisTarget) -> list[Finding]:
-    """A finding of every check. Where a server cannot be reached that is its only one, and the other's checks run."""
-    seen = Seen()
+def examine(settings: Settings, target: RedisTarget, *, writes: bool = True) -> list[Finding]:
+    """A finding of every check. Where a server cannot be reached that is its only one, and the other's checks run.
+
+    `writes` False: with read rights alone. Redis is asked nothing that needs more, and no scratch key is written.
+    """
+    seen = Seen(writes=writes)
     return [*postgres.findings(settings, seen), *redis.findings(settings, target, seen), clocks.finding(seen)]
