@@ -36,6 +36,10 @@ class Screen:
         """Talk: what is going on."""
         self._talk.print(plain(text), soft_wrap=True)
 
+    def raw(self, text: str) -> None:
+        """Talk that a program reads: as it is, on one line."""
+        print(text, file=self._talk.file, flush=True)
+
     def line(self, text: str = "", style: str | None = None) -> None:
         """A line of the result."""
         self._results.print(plain(text), style=style, soft_wrap=True)

@@ -201,7 +201,7 @@ def end_statements(
 ) -> list[str]:
     """What would end it, in one transaction: capture in the place of the guard again, and the phase."""
     table = inspect(conn, settings)
-    set_phase = {"phase": Phase.CUTOVER.value, "epoch": number, "who": control.who()}
+    set_phase = {"phase": Phase.CUTOVER.value, "epoch": number}
     return [
         queries.text("control", "lock_migration"),
         capture.lock(table, replace=True).as_string(conn),

@@ -148,12 +148,9 @@ def move_statements(conn: Connection, migration: control.Migration, after: Stage
     move = {
         "phase": after[0].value,
         "percent": after[1],
-        "who": control.who(),
         "phase_before": migration.phase.value,
         "percent_before": migration.percent,
         "epoch": migration.epoch if up else None,
-        "owner": control.owner(),
-        "fence": "of the lease",
     }
     return [dry_run.filled_in(conn, "cutover", "move", move), dry_run.journal(conn, name, migration.phase)]
 

@@ -17,14 +17,15 @@ from psycopg.types.json import Jsonb
 from cachemig import ladder
 from cachemig.config import Settings
 from cachemig.ladder import Phase
-from cachemig.source import control, queries
+from cachemig.source import queries
 from cachemig.source.connect import Connection
 from cachemig.steps import doctor
 from cachemig.steps.gates import Measured
 from cachemig.targets.redis import RedisTarget
 
 AFTERWARDS = "what was done, in figures"
-"""Stands in a shown statement for what is known only when the step has been taken."""
+LATER = {"who": "whoever runs it", "owner": "this run", "fence": "of its lease"}
+"""Stand in a shown statement for what is known only when the step is taken."""
 OF_THE_ROLE = frozenset({"table-owner", "control-schema", "temporary-tables"})
 """Findings of doctor about the role that asks. A dry run is asked by one that only reads, and the step taken by
 another."""
@@ -55,8 +56,9 @@ class DryRun:
 
 
 def filled_in(conn: Connection, file: str, name: str, parameters: Mapping[str, Any]) -> str:
-    """A named statement as the server would get it, its parameters written as literals."""
-    return psycopg.ClientCursor(conn).mogrify(queries.text(file, name), parameters)
+    """A named statement as the server would get it, its parameters written as literals. What is known only later is
+    the same in every dry run, so that two of them can be compared."""
+    return psycopg.ClientCursor(conn).mogrify(queries.text(file, name), {**parameters, **LATER})
 
 
 def journal(conn: Connection, command: str, phase: Phase | None = None) -> str:
@@ -66,7 +68,6 @@ def journal(conn: Connection, command: str, phase: Phase | None = None) -> str:
         "control",
         "journal",
         {
-            "who": control.who(),
             "command": command,
             "phase_from": phase and phase.value,
             "figures": Jsonb({"...": AFTERWARDS}),

@@ -58,21 +58,18 @@ def preview(settings: Settings, target: RedisTarget, *, enable: bool) -> DryRun:
             return DryRun(f"cachemig {command}", migration.phase, bool(renewed), renewed, notes=notes)
         number = epoch.foresee(migration, target) if enable else migration.epoch
         phase = Phase.DUAL_WRITE if enable else Phase.IDLE
-        after = [
-            dry_run.filled_in(
-                conn, "control", "set_phase", {"phase": phase.value, "epoch": number, "who": control.who()}
-            )
-        ]
+        after = [dry_run.filled_in(conn, "control", "set_phase", {"phase": phase.value, "epoch": number})]
         if enable:
             after += [
                 queries.text("capture", "mark_known"),
                 dry_run.filled_in(conn, "control", "set_identities", {"run": target.identity().run, "marker": "…"}),
             ]
+        recorded = dry_run.journal(conn, command, migration.phase)
         return DryRun(
             f"cachemig {command}",
             migration.phase,
             True,
-            [queries.text("control", "lock_migration"), *shown, *after, dry_run.journal(conn, command, migration.phase)],
+            [queries.text("control", "lock_migration"), *shown, *after, recorded],
             redis=[f"SET {target.marker_key}: the marker of epoch {number}"] if enable else [],
             figures={"epoch": number, "marked": sum(n for n, _ in ledger.counts(conn).values())} if enable else {},
             gates=[dry_run.doctor_gate(settings, target, "dual-write")] if enable else [],

@@ -63,9 +63,9 @@ def preview(settings: Settings, *, paused: bool | None = None, max_rate: int | N
     with connect(settings) as conn:
         migration, given = control.require(conn, settings), read(conn)
         command = "throttle" if paused is None else "pause" if paused else "resume"
-        set_it = ("set_max_rate", {"max_rate": max_rate})
+        set_it: tuple[str, dict[str, str | int | None]] = ("set_max_rate", {"max_rate": max_rate})
         if paused is not None:
-            set_it = ("set_paused", {"by": control.who() if paused else None})
+            set_it = ("set_paused", {"by": dry_run.LATER["who"] if paused else None})
         changes = given.max_rate != max_rate if paused is None else (given.paused_by is not None) != paused
         shown = [dry_run.filled_in(conn, "control", *set_it), dry_run.journal(conn, command)]
         now = f"paused by {given.paused_by}" if given.paused_by else "workers go on"

@@ -34,7 +34,7 @@ def preview(settings: Settings, target: RedisTarget, keys: Sequence[str]) -> Dry
             figures = {"marked": len(set(keys))}
             return DryRun("cachemig resync", migration.phase, True, shown, figures=figures)
         number = epoch.foresee(migration, target)
-        set_phase = {"phase": migration.phase.value, "epoch": number, "who": control.who()}
+        set_phase = {"phase": migration.phase.value, "epoch": number}
         return DryRun(
             "cachemig resync --all",
             migration.phase,

@@ -110,16 +110,15 @@ def preview(
             [statement.as_string(conn) for statement in statements(conn, table, guard)],
             measured,
             [client.name for client in clients.live(conn)],
-            _recording(conn, migration, guard),
+            _recording(conn, migration),
         )
 
 
-def _recording(conn: Connection, migration: control.Migration, guard: Guard) -> list[str]:
+def _recording(conn: Connection, migration: control.Migration) -> list[str]:
     figures = dry_run.journal(conn, "stop-writes", migration.phase)
     if migration.phase is not Phase.CUTOVER:
         return [figures]
-    freeze = {"who": control.who(), "epoch": migration.epoch, "owner": control.owner(), "fence": "of the lease"}
-    return [dry_run.filled_in(conn, "cutover", "freeze", freeze), figures]
+    return [dry_run.filled_in(conn, "cutover", "freeze", {"epoch": migration.epoch}), figures]
 
 
 def statements(conn: Connection, table: Table, guard: Guard) -> list[sql.Composed]:

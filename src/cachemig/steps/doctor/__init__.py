@@ -9,13 +9,13 @@ from __future__ import annotations
 from cachemig import errors
 from cachemig.config import Settings
 from cachemig.steps.doctor import clocks, postgres, redis
-from cachemig.steps.doctor.finding import Finding, Level
+from cachemig.steps.doctor.finding import Finding, Findings, Level
 from cachemig.steps.doctor.postgres import SERVER_CHECKS, TABLE_CHECKS
 from cachemig.steps.doctor.redis import REDIS_CHECKS
 from cachemig.steps.doctor.subjects import Seen
 from cachemig.targets.redis import RedisTarget
 
-__all__ = ["REDIS_CHECKS", "SERVER_CHECKS", "TABLE_CHECKS", "Finding", "Level", "examine", "gate"]
+__all__ = ["REDIS_CHECKS", "SERVER_CHECKS", "TABLE_CHECKS", "Finding", "Findings", "Level", "examine", "gate"]
 
 ACCEPTABLE = frozenset(
     {"table-owner", "control-schema", "key-index", "before-triggers", "redis-eviction", "redis-memory"}

@@ -32,6 +32,13 @@ class Finding:
     do: str | None = None
 
 
+@dataclass(frozen=True)
+class Findings:
+    """A finding of every check."""
+
+    findings: list[Finding]
+
+
 Said = tuple[Level, str, str | None]
 Subject = TypeVar("Subject")
 Check = Callable[[Subject], Said]

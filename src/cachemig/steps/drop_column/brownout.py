@@ -109,7 +109,6 @@ def preview(settings: Settings, *, seconds: float) -> DryRun:
             "hidden": hidden,
             "triggers": Jsonb(dict(own)),
             "seconds": seconds,
-            "who": control.who(),
         }
         return DryRun(
             f"cachemig drop-column --brownout {show_duration(seconds)}",
