@@ -27,7 +27,7 @@ from cachemig.source import control
 from cachemig.source.connect import connect
 from cachemig.steps import apply
 
-PLAN_FILE = "plan.json"
+PLAN_FILE = "next-step.plan.json"
 SUMMARY = "summary.md"
 MANIFEST = "ci.json"
 
@@ -80,7 +80,7 @@ def run(
         phase = _phase(run)
         following = _following(run, phase, percent, no_clients)
     except CachemigError as exc:
-        looked.append(_failed("next step", ("status",), exc))
+        looked.append(_failed("next-step", ("status",), exc))
         following = None
     plan_file = None
     if following is not None:
@@ -269,8 +269,8 @@ def _put(path: Path, text: str) -> None:
 
 def rendered(screen: Screen, result: DryRuns) -> None:
     rows = [
-        ("could not look" if one.error and not one.failures else "NO" if one.failures else "yes", one.name,
-         ", ".join(one.failures) or one.error or "")
+        ("COULD NOT LOOK" if one.error else "NO" if one.failures else "yes", one.name,
+         one.error or ", ".join(one.failures))
         for one in result.runs
     ]  # fmt: skip
     screen.table(("", "dry run", "says no"), rows, styles=["red" if row[0] != "yes" else "green" for row in rows])

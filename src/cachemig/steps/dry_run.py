@@ -26,9 +26,6 @@ from cachemig.targets.redis import RedisTarget
 AFTERWARDS = "what was done, in figures"
 LATER = {"who": "whoever runs it", "owner": "this run", "fence": "of its lease"}
 """Stand in a shown statement for what is known only when the step is taken."""
-OF_THE_ROLE = frozenset({"table-owner", "control-schema", "temporary-tables"})
-"""Findings of doctor about the role that asks. A dry run is asked by one that only reads, and the step taken by
-another."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,6 @@ def doctor_gate(settings: Settings, target: RedisTarget, command: str) -> Measur
         for finding in doctor.examine(settings, target, writes=False)
         if finding.level is doctor.Level.ERROR
         and finding.name not in settings.accept
-        and finding.name not in OF_THE_ROLE
         and doctor.MENDED_BY.get(finding.name) != command
     ]
     figure = "; ".join(f"{finding.name}: {finding.what}" for finding in found) or "none, as far as reading tells"

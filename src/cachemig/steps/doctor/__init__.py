@@ -6,6 +6,8 @@ Every check says what it found, so that the list shows what was looked at. No fi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cachemig import errors
 from cachemig.config import Settings
 from cachemig.steps.doctor import clocks, postgres, redis
@@ -21,6 +23,9 @@ ACCEPTABLE = frozenset(
     {"table-owner", "control-schema", "key-index", "before-triggers", "redis-eviction", "redis-memory"}
 )
 """Errors that an operator may know to be harmless in his case, or that another role's commands do not meet."""
+
+OF_THE_ROLE = frozenset({"table-owner", "control-schema", "temporary-tables"})
+"""Errors about the role that asks. One that only looks is not the one that takes the step."""
 
 MENDED_BY = {"capture-missing": "dual-write", "before-triggers": "dual-write"}
 """Errors that the command itself removes, and so is not refused for."""
@@ -51,4 +56,11 @@ def examine(settings: Settings, target: RedisTarget, *, writes: bool = True) -> 
     `writes` False: with read rights alone. Redis is asked nothing that needs more, and no scratch key is written.
     """
     seen = Seen(writes=writes)
-    return [*postgres.findings(settings, seen), *redis.findings(settings, target, seen), clocks.finding(seen)]
+    found = [*postgres.findings(settings, seen), *redis.findings(settings, target, seen), clocks.finding(seen)]
+    return found if writes else [_as_seen_by_a_reader(finding) for finding in found]
+
+
+def _as_seen_by_a_reader(finding: Finding) -> Finding:
+    if finding.level is not Level.ERROR or finding.name not in OF_THE_ROLE:
+        return finding
+    return replace(finding, level=Level.NOTE, what=f"{finding.what}; but it only looks")
