@@ -112,7 +112,7 @@ def test_dry_runs_change_nothing(
 
 def test_the_shown_sql_is_the_sql_that_runs(operator: Operator, table: psycopg.Connection[tuple[Any, ...]]) -> None:
     for arguments in (["init"], ["dual-write"]):
-        statements = operator.fine(*arguments, "--dry-run", "--json").document
+        statements = operator.fine(*arguments, "--dry-run", "--json").document["statements"]
         with table.transaction(force_rollback=True):
             for statement in statements:
                 table.execute(statement)

@@ -101,7 +101,8 @@ class Case:
             *ACL.replace("SHA256_OF_THE_PASSWORD", hashlib.sha256(PASSWORD.encode()).hexdigest()).split()
         )
 
-    def run(self, role: str, *arguments: str, reads: bool = False) -> Inner:
+    def run(self, role: str, *arguments: str, reads: bool = False, as_json: bool = False) -> Inner:
+        """`as_json`: it prints its document, as if it had been typed."""
         url = self.redis.url.replace("unix://", f"unix://cachemig-ci:{PASSWORD.replace('@', '%40')}@")
         flags = {
             "shape": "object",
@@ -115,7 +116,7 @@ class Case:
             patch.setenv("CACHEMIG_DSN", self.postgres.dsn(user=role))
             patch.setenv("CACHEMIG_REDIS_URL", url if reads else self.redis.url)
             patch.chdir(self.directory)
-            return inner.run(arguments, Inner(flags, None, as_json=False, quiet=True))
+            return inner.run(arguments, Inner(flags, None, as_json=as_json, quiet=not as_json))
 
     def owner(self, *arguments: str) -> None:
         assert self.run("cachemig_owner", *arguments).exit_code is Exit.FINE, arguments
@@ -185,6 +186,10 @@ class Case:
 
 @pytest.fixture
 def case(own_postgres: OwnPostgres, own_redis: OwnRedis, tmp_path: Path) -> Iterator[Case]:
+    yield from opened(own_postgres, own_redis, tmp_path)
+
+
+def opened(own_postgres: OwnPostgres, own_redis: OwnRedis, tmp_path: Path) -> Iterator[Case]:
     server = own_postgres({"autovacuum": "off"})  # it takes transaction ids of its own
     with psycopg.connect(server.dsn(), autocommit=True) as conn:
         conn.execute("CREATE ROLE clinic LOGIN; GRANT USAGE, CREATE ON SCHEMA public TO clinic; SET ROLE clinic")

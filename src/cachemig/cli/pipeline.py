@@ -74,7 +74,7 @@ def run(
     except OSError as exc:
         raise CachemigError(f"{folder} cannot be written: {exc.strerror}") from exc
     ahead = "idle"
-    looked = [_look(run, "doctor", ("doctor", "--dry-run")), _look(run, "plan", ("plan",))]
+    looked = [_look(run, "doctor", ("doctor", "--dry-run"))]
     phase = "not known"
     try:
         phase = _phase(run)
@@ -82,6 +82,8 @@ def run(
     except CachemigError as exc:
         looked.append(_failed("next-step", ("status",), exc))
         following = None
+    if phase != "dropped":  # there is nothing left to weigh
+        looked.append(_look(run, "plan", ("plan",)))
     plan_file = None
     if following is not None:
         ahead = " ".join(following)
