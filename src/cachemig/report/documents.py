@@ -87,6 +87,7 @@ def document(command: str, result: Any) -> dict[str, Any]:
     body = result.document() if hasattr(result, "document") else plain(result)
     if f"{type(result).__module__}:{type(result).__qualname__}" in FOREIGN:
         return body  # type: ignore[no-any-return]
+    assert "schema" not in body, "that is the document's own name"
     return {"schema": identifier(command, kind_of(command, result)), **body}
 
 

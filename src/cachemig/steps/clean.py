@@ -20,7 +20,7 @@ from cachemig.targets.redis import RedisTarget
 class Rubbish:
     """What clean removes, or would remove."""
 
-    schema: bool
+    control_schema: bool
     own_keys: int
     """Version and temporary keys of this migration's template."""
     values: int
