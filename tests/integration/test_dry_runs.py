@@ -97,7 +97,7 @@ class Case:
         self.postgres, self.redis, self.directory = postgres, redis, directory
         self.admin = psycopg.connect(postgres.dsn(), autocommit=True)
         self.client = Redis.from_url(redis.url)
-        self.client.execute_command(
+        self.client.execute_command(  # type: ignore[no-untyped-call]
             *ACL.replace("SHA256_OF_THE_PASSWORD", hashlib.sha256(PASSWORD.encode()).hexdigest()).split()
         )
 
@@ -130,8 +130,7 @@ class Case:
     def in_redis(self) -> dict[bytes, Any]:
         """Every key with its bytes and the moment at which it expires; and what else a command could leave there."""
         found: dict[bytes, Any] = {
-            key: (self.client.dump(key), self.client.execute_command("PEXPIRETIME", key))
-            for key in self.client.scan_iter(count=1000)
+            key: (self.client.dump(key), self.client.pexpiretime(key)) for key in self.client.scan_iter(count=1000)
         }
         found[b"scripts"] = self.client.info("memory")["number_of_cached_scripts"]
         return found
