@@ -212,7 +212,7 @@ def _write(run: Run, folder: Path, one: _Looked, phase: str) -> DryRunOutcome:
     if told:
         junit = f"{one.name}.xml"
         write_checks(folder / junit, one.name, told)
-        for line in github.lines(told, one.name) if os.environ.get("GITHUB_ACTIONS") == "true" else ():
+        for line in github.lines(told, one.name, os.environ) if os.environ.get("GITHUB_ACTIONS") == "true" else ():
             run.screen.raw(line)
     if one.error is not None:
         error = {

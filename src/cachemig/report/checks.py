@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 
@@ -30,6 +31,7 @@ class Check:
     """Of what is wrong: a verdict, a gate, the kind of a dependent."""
     detail: str = ""
     file: str | None = None
+    """As the working directory has it."""
     line: int | None = None
     title: str | None = None
     """In a JUnit report, where that has another name than this one."""
@@ -96,13 +98,13 @@ def _residue(result: Any) -> Iterator[Check]:
             Says.NO,
             f"mentions {columns}: {mention.text}",
             mention.kind,
-            file=mention.name,
+            file=str(Path(result.source or "") / mention.name),
             line=mention.line,
         )
     if result.own and not result.still_there:
         yield Check("triggers of cachemig", Says.NO, f"still on the table: {', '.join(result.own)}", "trigger")
     for path in result.not_read:
-        yield Check(path, Says.WARNING, "was not read", "file", file=path)
+        yield Check(path, Says.WARNING, "was not read", "file", file=str(Path(result.source or "") / path))
     if not result.jobs_seen:
         yield Check("cron jobs", Says.WARNING, "pg_cron's jobs could not be read by this role", "cron job")
     if not result.found:

@@ -21,16 +21,26 @@ _LEVELS = {Says.NO: "error", Says.WARNING: "warning"}
 _MARKS = {Says.YES: "✅", Says.WARNING: "⚠️", Says.NO: "❌"}
 
 
-def annotation(check: Check, command: str) -> str | None:
+def annotation(check: Check, command: str, environment: Mapping[str, str]) -> str | None:
     """A line that the runner makes an annotation of; None where the check says yes."""
     level = _LEVELS.get(check.says)
     if level is None:
         return None
     properties = {"title": f"cachemig {command}: {check.name}"}
     if check.file is not None:
-        properties |= {"file": check.file, **({"line": str(check.line)} if check.line else {})}
+        properties |= {
+            "file": _in_workspace(check.file, environment),
+            **({"line": str(check.line)} if check.line else {}),
+        }
     listed = ",".join(f"{name}={_property(text)}" for name, text in properties.items())
     return f"::{level} {listed}::{_data(check.message)}"
+
+
+def _in_workspace(file: str, environment: Mapping[str, str]) -> str:
+    """The path as the repository has it, which is what GitHub looks for; another one as it is."""
+    path = Path(file).resolve()
+    workspace = Path(environment.get("GITHUB_WORKSPACE") or ".").resolve()
+    return path.relative_to(workspace).as_posix() if path.is_relative_to(workspace) else file
 
 
 def _data(text: str) -> str:
@@ -41,13 +51,13 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def lines(checks: Sequence[Check], command: str) -> list[str]:
+def lines(checks: Sequence[Check], command: str, environment: Mapping[str, str]) -> list[str]:
     """The first ones of each level: where there are more, the last one says so."""
     said = []
     for says in (Says.NO, Says.WARNING):
         mine = [check for check in checks if check.says is says]
         kept = mine[:MOST_ANNOTATIONS] if len(mine) <= MOST_ANNOTATIONS else mine[: MOST_ANNOTATIONS - 1]
-        said += [line for check in kept if (line := annotation(check, command))]
+        said += [line for check in kept if (line := annotation(check, command, environment))]
         if left := len(mine) - len(kept):
             said.append(f"::{_LEVELS[says]} title=cachemig {_property(command)}::and {left:,} more")
     return said
@@ -108,7 +118,7 @@ def tell(command: str, result: Any, environment: Mapping[str, str]) -> None:
 
 
 def tell_checks(command: str, checks: Sequence[Check], environment: Mapping[str, str]) -> None:
-    for line in lines(checks, command):
+    for line in lines(checks, command, environment):
         print(line, file=sys.stderr)
     add_to_summary(section(command, checks), environment)
 
