@@ -138,6 +138,20 @@ def test_the_action_as_the_runner_runs_it(runner: Runner, table: Table) -> None:
         assert SECRET not in path.read_text()
 
 
+def test_the_workflow_as_the_runner_runs_it(runner: Runner) -> None:
+    (job,) = WORKFLOW["jobs"].values()
+    secrets = {"CI_DSN": runner.operator.environment["CACHEMIG_DSN"], "CI_REDIS_URL": runner.operator.redis_url}
+    for name in ("CACHEMIG_DSN", "CACHEMIG_REDIS_URL"):  # they come from the secrets alone
+        del runner.environment[name]
+    step = dry_run_step(job["steps"])
+    done = runner.run(step, {f"secrets.CACHEMIG_{name}": value for name, value in secrets.items()})
+    assert done.returncode == 0, done.stderr
+    assert runner.outputs()["phase"] == "not begun"
+    runner.operator.fine("apply", runner.outputs()["plan"])
+    assert runner.operator.fine("status", "--json").document["phase"] == "idle"
+
+
+@pytest.mark.long
 def test_the_workflow_up_the_ladder(runner: Runner) -> None:
     """Its own step, before each step of the migration; the plan that it leaves is then applied."""
     (job,) = WORKFLOW["jobs"].values()

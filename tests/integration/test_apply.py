@@ -77,6 +77,7 @@ def test_exactly_the_planned_step_is_taken(planner: Planner) -> None:
         planner.apply()  # once
 
 
+@pytest.mark.long
 def test_the_next_step_is_planned_where_none_is_named(migrating: Migrating, monkeypatch: pytest.MonkeyPatch) -> None:
     planner = Planner(migrating, monkeypatch)
     steps = []
@@ -230,6 +231,7 @@ NOT_PLANNED: list[tuple[list[str], str]] = [
     (["sync", "--follow"], "goes on until it is stopped"),
     (["drop-column", "--execute", "--confirm", "cache"], "cachemig apply --confirm"),
     (["init", "--format", "sql"], "file for another pipeline"),
+    (["pause", "--dsn", "host=other"], "given to plan and to apply"),
     (["cutover", "--nonsense"], "--nonsense"),
     (
         ["recompute", "--all-corrupt", "--recordings-location", "https://h/{file_hash}?token=s3cr3t"],

@@ -23,6 +23,7 @@ from cachemig.cli.app import app
 from cachemig.cli.inner import Inner
 from cachemig.demo.servers import PostgresServer, RedisServer, postgres_bin_dir
 from cachemig.errors import CachemigError, Exit
+from cachemig.source import queries
 from tests.conftest import REPOSITORY, OwnPostgres, OwnRedis
 from tests.integration.test_roles import DEMO, psql
 
@@ -240,6 +241,22 @@ def test_the_comparison_sees_a_change(case: Case) -> None:
         case.run("cachemig_reader", "init", reads=True)  # the role really is one that only reads
     with pytest.raises(CachemigError):
         case.run("cachemig_owner", "resync", "--all", reads=True)
+
+
+def test_a_dry_run_ends_no_brownout_and_any_other_command_does(case: Case) -> None:
+    case.owner("init")
+    case.admin.execute(queries.text("drop_column", "brownout_create"))
+    case.admin.execute("ALTER TABLE cachemig.brownout OWNER TO cachemig_owner")
+    case.admin.execute(
+        "INSERT INTO cachemig.brownout SELECT true, 'therapy_sessions'::regclass, 'analytics_cache', 'hidden', '{}',"
+        " now() - interval '1 min', 'x'"
+    )
+    case.admin.execute("ALTER TABLE therapy_sessions RENAME COLUMN analytics_cache TO hidden")
+    query = "SELECT FROM pg_attribute WHERE attrelid = 'therapy_sessions'::regclass AND attname = 'hidden'"
+    case.run("cachemig_owner", "pause", "--dry-run", as_json=True)
+    assert case.admin.execute(query).rowcount == 1
+    case.run("cachemig_owner", "pause", as_json=True)
+    assert case.admin.execute(query).rowcount == 0
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def doctor(
 
     with run.target() as target:
         findings = step.examine(run.settings, target, writes=not dry_run)
-    run.show(step.Findings(findings), render.findings, junit=junit)
+    run.show(step.Findings(findings, list(run.settings.accept)), render.findings, junit=junit)
     if any(f.level is step.Level.ERROR and f.name not in run.settings.accept for f in findings):
         run.exit_code = Exit.REFUSED
 

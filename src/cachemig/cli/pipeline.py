@@ -18,7 +18,7 @@ from cachemig.cli import inner
 from cachemig.cli.command import Run, known
 from cachemig.cli.results import DryRunOutcome, DryRuns
 from cachemig.cli.screen import Screen
-from cachemig.errors import CachemigError, ConfigError, Exit, Refused
+from cachemig.errors import CachemigError, ConfigError, Exit, Interrupted, Refused
 from cachemig.report import checks, github
 from cachemig.report.checks import Check, Says
 from cachemig.report.documents import document, identifier, plain
@@ -151,6 +151,8 @@ def _look(run: Run, name: str, arguments: Sequence[str]) -> _Looked:
     run.screen.say(f"cachemig {' '.join(arguments)}")
     try:
         done = inner.run(arguments, run.inner(quiet=True))
+    except Interrupted:
+        raise
     except Exception as exc:  # noqa: BLE001  # the boundary of one command; the others are looked at all the same
         return _failed(name, arguments, known(exc))
     shown = done.shown[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from cachemig.errors import Exit
 from cachemig.report.documents import document, plain
 from cachemig.source import control
 from cachemig.steps import apply as step
+from cachemig.targets.open import open_target
 
 
 def make(run: Run, out: Path, command: Sequence[str], *, junit: Path | None = None) -> None:
@@ -24,12 +26,11 @@ def make(run: Run, out: Path, command: Sequence[str], *, junit: Path | None = No
     step.refuse_secrets(looked.used)
     assert looked.settings is not None
     result = looked.shown[0].result
-    with run.target() as target:
+    with open_target(looked.settings, os.environ) as target:
         found = step.facts(looked.settings, target, planned[0]) | step.sql_facts(result)
-        info = target.servers()[0].client.info("server")
-    redis = str(info.get("valkey_version") or info.get("redis_version") or "not told")
+        versions = step.versions(looked.settings, target)
     flags = {name: text for name, text in looked.used.items() if text is not None}
-    plan = step.made(planned, flags, found, result, document(planned[0], result), redis)
+    plan = step.made(planned, flags, found, versions, result, document(planned[0], result))
     step.write(out, plan, plain)
     shown = step.Made(str(out), " ".join(("cachemig", *planned)), plan.phase, plan.sql, plan.gates, plan.fingerprints)
     run.show(shown, written, junit=junit)
@@ -41,7 +42,7 @@ def apply(run: Run, file: Path, *, only_check: bool, max_age: str, confirm: str 
     plan = step.read(file)
     flags = {name: text for name, text in plan.flags.items() if name not in run.flags}
     settings = run.settings_with(flags)
-    with run.target() as target:
+    with open_target(settings, os.environ) as target:
         found = step.facts(settings, target, plan.command[0])
     outcome = step.compare(file, plan, found, seconds_of("--max-age", max_age))
     if not outcome.differs:  # else the dry run may be refused, for the very reason that is to be named

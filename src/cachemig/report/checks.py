@@ -81,10 +81,13 @@ def _verified(result: Any) -> Iterator[Check]:
 
 
 def _findings(result: Any) -> Iterator[Check]:
-    says = {"error": Says.NO, "warning": Says.WARNING}
+    levels = {"error": Says.NO, "warning": Says.WARNING}
     for finding in result.findings:
+        says = levels.get(finding.level.value, Says.YES)
+        if says is Says.NO and finding.name in result.accepted:
+            says = Says.WARNING
         do = f" → {finding.do}" if finding.do else ""
-        yield Check(finding.name, says.get(finding.level.value, Says.YES), f"{finding.what}{do}", finding.level.value)
+        yield Check(finding.name, says, f"{finding.what}{do}", finding.level.value)
 
 
 def _residue(result: Any) -> Iterator[Check]:

@@ -30,6 +30,7 @@ from cachemig.source.standing import last_verification, newest_archive
 from cachemig.source.table import inspect
 from cachemig.steps.drop_column.inspect import find
 from cachemig.steps.gates import Measured
+from cachemig.targets.faults import target_errors
 from cachemig.targets.redis import RedisTarget
 
 FORMAT = "cachemig/plan-file/1"
@@ -47,7 +48,7 @@ NOT_PLANNED = {
     "--format": "it writes a file for another pipeline",
     "--follow": "it goes on until it is stopped",
     "--confirm": "it is said when the plan is applied: cachemig apply --confirm COLUMN",
-    "--config": "the settings' file is given to plan and to apply themselves",
+    **dict.fromkeys(("--config", "--dsn", "--read-dsn", "--redis-url"), "it is given to plan and to apply themselves"),
 }
 _AHEAD_S = 300.0
 
@@ -201,6 +202,21 @@ def facts(settings: Settings, target: RedisTarget, command: str) -> Facts:
         }
 
 
+def versions(settings: Settings, target: RedisTarget) -> dict[str, str]:
+    """Of the tool and of both servers, for the record: what of them matters shows in the facts."""
+    with connect(settings) as conn, source_errors(), target_errors():
+        row = conn.execute(queries.text("apply", "plan_server")).fetchone()
+        info = target.servers()[0].client.info("server")
+    assert row is not None
+    redis = info.get("valkey_version") or info.get("redis_version") or "not told"
+    return {
+        "cachemig": __version__,
+        "python": platform.python_version(),
+        "postgres": str(row[0]),
+        "redis": f"{info.get('server_name', 'redis')} {redis}",
+    }
+
+
 def _schema(conn: Connection, settings: Settings) -> dict[str, str]:
     with transaction(conn, read_only=True), source_errors():
         subject = find(conn, settings)
@@ -295,14 +311,19 @@ def statements_of(result: Any) -> list[str]:
 
 
 def made(
-    command: Sequence[str], flags: Mapping[str, str], found: Facts, result: Any, document: dict[str, Any], redis: str
+    command: Sequence[str],
+    flags: Mapping[str, str],
+    found: Facts,
+    of: Mapping[str, str],
+    result: Any,
+    document: dict[str, Any],
 ) -> PlanFile:
     """The plan of a command whose dry run gave this result."""
     return PlanFile(
         schema=FORMAT,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         made_by=control.who(),
-        versions={"cachemig": __version__, "python": platform.python_version(), "redis": redis},
+        versions=dict(of),
         command=list(command),
         flags={name: text for name, text in flags.items() if name not in OF_THE_RUN},
         phase=found["state"]["phase"],
