@@ -40,8 +40,11 @@ DRY_RUNS: dict[str, list[tuple[str, list[str], str]]] = {
         ("dual-write cutover", [], "functions"),
         ("dual-write", ["--disable"], "DROP TRIGGER"),
     ],
-    "backfill": [("dual-write", [], ""), ("cutover", ["--restart", "--workers", "3"], "")],
-    "sync": [("dual-write cutover redis-only dropped", [], "")],
+    "backfill": [
+        ("dual-write", [], "COPY ("),
+        ("cutover", ["--restart", "--workers", "3"], "DELETE FROM cachemig.chunk"),
+    ],
+    "sync": [("dual-write cutover redis-only", [], "DELETE FROM cachemig.change"), ("dropped", [], "is dropped")],
     "verify": [
         ("dual-write cutover redis-only dropped", [], ""),
         ("dual-write", ["--repair"], ""),
@@ -51,7 +54,7 @@ DRY_RUNS: dict[str, list[tuple[str, list[str], str]]] = {
     "pause": [("idle cutover", [], "SET paused_by = ")],
     "resume": [("idle cutover", [], "SET paused_by = NULL")],
     "throttle": [("cutover", ["--max-rate", "1MiB"], "SET max_rate = 1048576")],
-    "recompute": [("dual-write", ["--all-corrupt"], ""), ("dual-write", ["--undo"], "")],
+    "recompute": [("dual-write", ["--all-corrupt"], "UPDATE"), ("dual-write", ["--undo"], "undone_at")],
     "cutover": [
         ("dual-write", ["--percent", "10", "--no-clients"], "SET phase = 'cutover', percent = 10"),
         ("dual-write", ["--ramp", "1,10", "--no-clients"], "percent = 1"),

@@ -240,7 +240,7 @@ def sync(
     from cachemig.steps import sync as step
 
     if dry_run:
-        run.show(step.preview(run.settings), render.backlog)
+        run.show(step.preview(run.settings), render.dry_run)
         return
     with run.target() as target:
         result = run.drive(lambda stop: step.sync(run.settings, target, stop, follow=follow))
@@ -791,7 +791,7 @@ def apply(
 ) -> None:
     """Run the one step of a plan, if nothing that it was made of has changed since. Exit code 3 where something has.
 
-    Example: cachemig plan --out plan.json -- cutover --percent 10; then cachemig apply plan.json
+    cachemig plan --out plan.json writes one. Example: cachemig apply plan.json
     """
     from cachemig.cli import planned
 

@@ -9,7 +9,6 @@ from cachemig.cli.screen import Screen, in_bytes, in_time
 
 if TYPE_CHECKING:
     from cachemig.cli.results import Configuration, Plotted
-    from cachemig.source.standing import Backlog
     from cachemig.steps.backfill import Backfilled, Outlook
     from cachemig.steps.clean import Rubbish
     from cachemig.steps.compare import Compared, Deviation
@@ -40,12 +39,7 @@ def config(screen: Screen, shown: Configuration) -> None:
 def dry_run(screen: Screen, result: DryRun) -> None:
     at = "" if result.phase is None else f", in phase {result.phase.value}"
     screen.line(f"-- {result.command}{at}: nothing is changed yet" + ("" if result.changes else "; nothing to do"))
-    if result.statements:
-        screen.line("-- would run:")
-    for statement in result.statements:
-        screen.line(f"{statement.strip()}\n")
-    for line in result.redis:
-        screen.line(f"Redis: {line}")
+    _would_run(screen, result.statements, result.redis)
     for file in result.files:
         screen.line(f"would write {file}")
     for name, figure in result.figures.items():
@@ -63,6 +57,15 @@ def initialised(screen: Screen, result: Initialised) -> None:
     if result.config_file:
         screen.line(f"wrote {result.config_file}: later commands need no flags")
     screen.next("cachemig dual-write")
+
+
+def _would_run(screen: Screen, statements: Sequence[str], redis: Sequence[str] = ()) -> None:
+    if statements:
+        screen.line("-- would run:")
+    for statement in statements:
+        screen.line(f"{statement.strip()}\n")
+    for line in redis:
+        screen.line(f"Redis: {line}")
 
 
 def findings(screen: Screen, result: Findings) -> None:
@@ -99,6 +102,7 @@ def outlook(screen: Screen, result: Outlook) -> None:
         screen.line("the table would be laid out into chunks first")
     else:
         screen.line(f"{result.chunks_done:,} of {result.chunks:,} chunks are done; the others would be")
+    _would_run(screen, result.statements, result.redis)
 
 
 def _tally(screen: Screen, tally: Tally) -> None:
@@ -165,6 +169,7 @@ def recomputed(screen: Screen, result: Recomputed) -> None:
     for case in sorted(result.cases, key=lambda case: case.what):
         if case.what != "sound":
             screen.line(f"{case.what:<12} {case.key}\n{'':12} {case.why}")
+    _would_run(screen, result.statements)
     for name, count in sorted(result.left.items()):
         screen.line(f"{count:,} × {name}: still corrupt, and not in Redis")
     if result.left:
@@ -176,6 +181,7 @@ def recomputed(screen: Screen, result: Recomputed) -> None:
 
 
 def undone(screen: Screen, result: Undone) -> None:
+    _would_run(screen, result.statements)
     done = "would be put back" if result.dry_run else "put back"
     screen.line(f"{result.undone:,} values {done}; {result.changed_since:,} left alone: written since")
     screen.next("the same without --dry-run" if result.dry_run else "cachemig verify")
@@ -247,11 +253,6 @@ def measured(screen: Screen, result: Measured) -> None:
         screen.line(f"Redis uses {in_bytes(result.redis_bytes)} of memory{each}")
     for advice in result.advice:
         screen.line(f"- {advice}")
-
-
-def backlog(screen: Screen, result: Backlog) -> None:
-    oldest = f", the oldest {in_time(result.oldest_s)} old" if result.oldest_s is not None else ""
-    screen.line(f"would deliver {result.changes:,} changes{oldest}")
 
 
 def synced(screen: Screen, result: Synced) -> None:
@@ -360,10 +361,7 @@ def previewed(screen: Screen, result: Preview) -> None:
         screen.line("then, each held and watched: " + ", ".join(f"{p:g} %" for p in result.then))
     if result.clients:
         screen.line(f"would wait for {len(result.clients):,} clients: {', '.join(result.clients)}")
-    for statement in result.statements:
-        screen.line(f"{statement.strip()}\n")
-    for line in result.redis:
-        screen.line(f"Redis: {line}")
+    _would_run(screen, result.statements, result.redis)
     if result.copies is not None:
         screen.line(f"{result.copies:,} keys were written to Redis alone: those that differ go into the column first")
     screen.next(_gates(screen, result.gates) or result.command)

@@ -25,7 +25,7 @@ RESULTS: dict[str, dict[str, str]] = {
     "apply": {"": "cachemig.steps.apply:Checked"},
     "dual-write": {"": "cachemig.steps.dual_write:Switched", "dry-run": DRY_RUN, "file": _WRITTEN},
     "backfill": {"": "cachemig.steps.backfill:Backfilled", "dry-run": "cachemig.steps.backfill:Outlook"},
-    "sync": {"": "cachemig.steps.sync:Synced", "dry-run": "cachemig.source.standing:Backlog"},
+    "sync": {"": "cachemig.steps.sync:Synced", "dry-run": DRY_RUN},
     "verify": {"": "cachemig.steps.verify:Verified"},
     "resync": {"": "cachemig.steps.resync:Resynced", "dry-run": DRY_RUN},
     "pause": {"": "cachemig.steps.orders:Given", "dry-run": DRY_RUN},

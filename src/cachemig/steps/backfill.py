@@ -26,7 +26,7 @@ from cachemig.progress import Progress
 from cachemig.source import capture, chunks, control, ledger, queries, scan
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
-from cachemig.steps import epoch
+from cachemig.steps import dry_run, epoch
 from cachemig.steps.delivery import Tally, deliver
 from cachemig.steps.orders import Orders, Paused
 from cachemig.steps.read_ahead import Ahead, Reader
@@ -85,6 +85,10 @@ class Outlook:
     chunks_done: int
     rows_estimated: int
     bytes_estimated: int
+    statements: list[str] = field(default_factory=list)
+    """Of the layout, where there is none yet; then of each chunk. What is in %()s is known only then."""
+    redis: list[str] = field(default_factory=list)
+    """What would be written to Redis, in words."""
 
 
 def preview(settings: Settings, *, restart: bool = False) -> Outlook:
@@ -100,6 +104,14 @@ def preview(settings: Settings, *, restart: bool = False) -> Outlook:
             totals.done if laid_out else 0,
             rows,
             int(rows * chunks.sample_width(conn, table)),
+            [
+                *([] if laid_out else chunks.statements(conn, table)),
+                queries.text("chunks", "claim_chunk"),
+                scan.chunk_statement(table).as_string(conn),
+                *ledger.statements(),
+                queries.text("chunks", "finish_chunk"),
+            ],
+            dry_run.deliveries(settings),
         )
 
 

@@ -72,6 +72,17 @@ def journal(conn: Connection, command: str, phase: Phase | None = None) -> str:
     )
 
 
+def deliveries(settings: Settings) -> list[str]:
+    """What workers write to Redis for each entry."""
+    name = settings.key_template
+    expiry = "without expiry" if not settings.ttl else "with its expiry"
+    return [
+        f"SET {name}, {expiry}, and cachemig:v:{{{name}}}, its version: both by the script deliver.lua, which refuses "
+        "an older state; a value of 8 KiB or more under a temporary key first, then renamed",
+        f"a key without a value: UNLINK {name}, and its version stays",
+    ]
+
+
 def doctor_gate(settings: Settings, target: RedisTarget, command: str) -> Measured:
     """The gate `doctor`, looked at with read rights alone: what is wrong with this role's rights does not count."""
     found = [

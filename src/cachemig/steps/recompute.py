@@ -66,6 +66,8 @@ class Recomputed:
     cases: list[Case] = field(default_factory=list)
     """The first SHOWN of each kind."""
     seconds: float = 0.0
+    statements: list[str] = field(default_factory=list)
+    """Of a dry run: what would write each repair."""
 
     @property
     def repaired(self) -> int:
@@ -86,7 +88,7 @@ class Recomputed:
             self.cases.append(case)
 
     def figures(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "cases"}
+        return {name: value for name, value in asdict(self).items() if name not in ("cases", "statements")}
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class Undone:
     """Left alone: the application has written these since."""
     dry_run: bool = False
     """Nothing was put back: so many would be."""
+    statements: list[str] = field(default_factory=list)
+    """Of a dry run: what would put each back."""
 
 
 def recompute(
@@ -124,6 +128,8 @@ def recompute(
         table = inspect(conn, settings)
         workshop = Workshop.of(settings, conn, table, stop, force=force, annotate=annotate)
         result = Recomputed(workshop.profile, workshop.shape, dry_run)
+        if dry_run:
+            result.statements += repair.statements(table)
         wanted = keys if keys is not None else _set_aside(session)
         with Pool(workers(), workshop.limits) as pool:
             rows = _rows(session, table, wanted, workshop.columns, result)
@@ -162,7 +168,7 @@ def undo(
             undone, changed = undone + was_undone, changed + (not was_undone)
             yield Progress(undone + changed, None, "keys")
         if dry_run:
-            return Undone(undone, changed, dry_run=True)
+            return Undone(undone, changed, dry_run=True, statements=repair.statements(table, undo=True))
         control.journal(session.get(), "recompute --undo", {"undone": undone, "changed_since": changed})
     if undone:
         yield from sync.sync(settings, target, stop, follow=False)
