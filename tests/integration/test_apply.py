@@ -170,6 +170,16 @@ def test_what_workers_do_all_the_time_makes_no_plan_stale(planner: Planner) -> N
     assert planner.apply() is Exit.FINE
 
 
+def test_a_plan_of_backfill_outlives_another_sample_of_the_rows(planner: Planner) -> None:
+    planner.case.execute("DELETE FROM cachemig.chunk; UPDATE cachemig.migration SET layout = NULL")
+    document = planner.plan("backfill")
+    assert any("INSERT INTO cachemig.chunk" in text for text in document["sql"])
+    planner.case.put("large", {"x": "y" * 50_000})
+    planner.case.sync()
+    assert planner.apply("--check") is Exit.FINE
+    assert planner.apply() is Exit.FINE
+
+
 def test_other_settings_are_refused(planner: Planner) -> None:
     planner.plan("cutover", "--percent", "10", "--no-clients")
     planner.flags["verify_fresh"] = "2h"

@@ -25,9 +25,12 @@ from cachemig.demo.servers import PostgresServer, RedisServer, postgres_bin_dir
 from cachemig.errors import CachemigError, Exit
 from cachemig.source import queries
 from tests.conftest import REPOSITORY, OwnPostgres, OwnRedis
+from tests.integration.cluster import RedisCluster
+from tests.integration.conftest import Migrating
 from tests.integration.test_roles import DEMO, psql
 
-(ACL,) = re.findall(r"^ACL SETUSER cachemig-ci .*$", (REPOSITORY / "docs" / "ci.md").read_text(), re.MULTILINE)
+CI = (REPOSITORY / "docs" / "ci.md").read_text()
+(ACL,) = re.findall(r"^ACL SETUSER cachemig-ci .*$", CI, re.MULTILINE)
 PASSWORD = "p@ss"
 
 # Every command of the program. What changes something: its dry runs, with the phases in which they show something and
@@ -281,3 +284,30 @@ def test_a_dry_run_ends_no_brownout_and_any_other_command_does(case: Case) -> No
 def test_nothing_is_said_twice(arguments: list[str]) -> None:
     with pytest.raises(CachemigError, match=r"say --\w+ or --dry-run"):
         inner.run([*arguments, "--dry-run"], Inner({}, None, as_json=False, quiet=True))
+
+
+@pytest.mark.long
+def test_on_a_cluster(clustered: Migrating, redis_cluster: RedisCluster) -> None:
+    (more,) = re.findall(r"A Redis Cluster wants `([^`]*)`", CI)
+    digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
+    rules = [*ACL.replace("SHA256_OF_THE_PASSWORD", digest).split(), *more.split()]
+    clustered.set(key_template="analysis:{key}")
+    for number in range(10):
+        clustered.put(f"k{number}", {"n": number})
+    clustered.begin()
+    clustered.backfill()
+    for number in range(len(redis_cluster.servers)):
+        redis_cluster.do(number, *rules)
+        redis_cluster.do(number, "ACL", "LOG", "RESET")
+    flags = {"table": "sessions", "column": "cache", "shape": "object", "ttl_from": "seen_at"}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CACHEMIG_DSN", clustered.dsn)
+            patch.setenv("CACHEMIG_REDIS_URL", clustered.redis_url.replace("://", "://cachemig-ci:p%40ss@"))
+            for command in ("doctor", "verify", "cutover --percent 1", "dual-write --disable", "resync --all"):
+                shown = inner.run([*command.split(), "--dry-run"], Inner(flags, None, as_json=False, quiet=True)).shown
+                assert len(shown) == 1
+        assert {entry["object"] for client in redis_cluster.clients for entry in client.acl_log()} <= {"config|get"}
+    finally:
+        for number in range(len(redis_cluster.servers)):
+            redis_cluster.do(number, "ACL", "DELUSER", "cachemig-ci")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def _following(run: Run, phase: str, percent: float | None, no_clients: bool) ->
 
 
 def _look(run: Run, name: str, arguments: Sequence[str]) -> _Looked:
-    run.screen.say(f"cachemig {' '.join(arguments)}")
+    run.screen.say(f"cachemig {shlex.join(arguments)}")
     try:
         done = inner.run(arguments, run.inner(quiet=True))
     except Interrupted:
@@ -209,7 +210,7 @@ def _told(one: _Looked, phase: str) -> list[Check]:
 
 def _write(run: Run, folder: Path, one: _Looked, phase: str) -> DryRunOutcome:
     told = _told(one, phase)
-    shown = f"cachemig {' '.join(one.arguments)}"
+    shown = f"cachemig {shlex.join(one.arguments)}"
     junit = None
     if told:
         junit = f"{one.name}.xml"
@@ -283,4 +284,4 @@ def rendered(screen: Screen, result: DryRuns) -> None:
     if failed is not None:
         screen.next(failed.command)
     elif result.plan is not None:
-        screen.next(f"cachemig apply {result.plan}")
+        screen.next(f"cachemig apply {shlex.quote(result.plan)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def make(run: Run, out: Path, command: Sequence[str], *, junit: Path | None = No
     flags = {name: text for name, text in looked.used.items() if text is not None}
     plan = step.made(planned, flags, found, versions, result, document(planned[0], result))
     step.write(out, plan, plain)
-    shown = step.Made(str(out), " ".join(("cachemig", *planned)), plan.phase, plan.sql, plan.gates, plan.fingerprints)
+    shown = step.Made(str(out), shlex.join(("cachemig", *planned)), plan.phase, plan.sql, plan.gates, plan.fingerprints)
     run.show(shown, written, junit=junit)
     run.exit_code = Exit.REFUSED if shown.refused else Exit.FINE
 
@@ -72,7 +73,7 @@ def written(screen: Screen, result: Any) -> None:
     for name, fingerprint in result.fingerprints.items():
         screen.line(f"{name:<9} {fingerprint}")
     unmet = _gates(screen, result.gates)
-    screen.next(unmet or f"cachemig apply {result.file}")
+    screen.next(unmet or f"cachemig apply {shlex.quote(result.file)}")
 
 
 def checked(screen: Screen, result: Any) -> None:
@@ -84,4 +85,4 @@ def checked(screen: Screen, result: Any) -> None:
         screen.next(result.again)
     else:
         screen.line("nothing has changed since")
-        screen.next(f"cachemig apply {result.file}")
+        screen.next(f"cachemig apply {shlex.quote(result.file)}")

@@ -102,7 +102,7 @@ def outlook(screen: Screen, result: Outlook) -> None:
         screen.line("the table would be laid out into chunks first")
     else:
         screen.line(f"{result.chunks_done:,} of {result.chunks:,} chunks are done; the others would be")
-    _would_run(screen, result.statements, result.redis)
+    _would_run(screen, [*result.layout, *result.statements], result.redis)
 
 
 def _tally(screen: Screen, tally: Tally) -> None:

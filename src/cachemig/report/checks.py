@@ -120,7 +120,9 @@ def _plan(result: Any) -> Iterator[Check]:
         says = Says.NO if blocks else Says.WARNING
         yield Check(f"{dependent.kind} {dependent.name}", says, dependent.what_to_do, dependent.kind)
     if result.keyless_rows:
-        yield Check("rows without a key", Says.NO, f"{result.keyless_rows:,} values that the drop would lose", "rows")
+        yield Check(
+            "rows without a key", Says.WARNING, f"{result.keyless_rows:,} values that the drop would lose", "rows"
+        )
     for fault, count in result.corrupt.items():
         yield Check(
             f"corrupt: {fault}", Says.WARNING, f"{count:,} values, set aside or what on_corrupt says", "corrupt"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -264,7 +265,7 @@ def _state(conn: Connection, command: str) -> dict[str, str]:
 
 def sql_facts(result: Any) -> Facts:
     """Of the SQL that a dry run shows; without lines for the journal: they hold sizes, which change all the time."""
-    settled = [text for text in statements_of(result) if "INSERT INTO cachemig.journal" not in text]
+    settled = [text for text in _exact(result) if "INSERT INTO cachemig.journal" not in text]
     return {"sql": {str(number): _digest(text) for number, text in enumerate(settled, 1)}}
 
 
@@ -307,6 +308,11 @@ def _named(group: str, name: str) -> str:
 
 def statements_of(result: Any) -> list[str]:
     """The SQL that a dry run shows, of whatever shape it is."""
+    return [*getattr(result, "layout", ()), *_exact(result)]
+
+
+def _exact(result: Any) -> list[str]:
+    """Without what weighs a sample of the rows: that is another one each time."""
     return [*getattr(result, "statements", ()), *getattr(result, "records", ())]
 
 
@@ -401,10 +407,10 @@ def compare(path: Path, plan: PlanFile, found: Facts, max_age_s: float) -> Check
         differs.insert(0, f"age: {show_duration(round(age_s))}, at most {show_duration(max_age_s)}")
     elif age_s < -_AHEAD_S:
         differs.insert(0, f"age: it was made {show_duration(round(-age_s))} in the future: the clocks differ")
-    shown = " ".join(plan.command)
+    shown = shlex.join(plan.command)
     return Checked(
         str(path), f"cachemig {shown}", plan.made_at, plan.made_by, round(age_s, 1), differs,
-        f"cachemig plan --out {path} -- {shown}",
+        f"cachemig plan --out {shlex.quote(str(path))} -- {shown}",
     )  # fmt: skip
 
 
@@ -419,5 +425,5 @@ def look_again(conn: Connection, settings: Settings, path: Path, plan: PlanFile)
     found = of_database(conn, settings, plan.command[0])
     then = {name: plan.facts.get(name, {}) for name in found}
     if differs := differences(then, found):
-        again = f"cachemig plan --out {path} -- {' '.join(plan.command)}"
+        again = f"cachemig plan --out {shlex.quote(str(path))} -- {shlex.join(plan.command)}"
         raise Refused("the plan has become stale just now:\n" + "\n".join(differs), hint=again)

@@ -85,8 +85,10 @@ class Outlook:
     chunks_done: int
     rows_estimated: int
     bytes_estimated: int
+    layout: list[str] = field(default_factory=list)
+    """What lays the table out, where that is to be done; with what a sample of the rows weighs just now."""
     statements: list[str] = field(default_factory=list)
-    """Of the layout, where there is none yet; then of each chunk. What is in %()s is known only then."""
+    """Of each chunk. What is in %()s is known only then."""
     redis: list[str] = field(default_factory=list)
     """What would be written to Redis, in words."""
 
@@ -104,8 +106,8 @@ def preview(settings: Settings, *, restart: bool = False) -> Outlook:
             totals.done if laid_out else 0,
             rows,
             int(rows * chunks.sample_width(conn, table)),
+            [] if laid_out else chunks.statements(conn, table),
             [
-                *([] if laid_out else chunks.statements(conn, table)),
                 queries.text("chunks", "claim_chunk"),
                 scan.chunk_statement(table).as_string(conn),
                 *ledger.statements(),
