@@ -50,7 +50,7 @@ DRY_RUNS: dict[str, list[tuple[str, list[str], str]]] = {
     "sync": [("dual-write cutover redis-only", [], "DELETE FROM cachemig.change"), ("dropped", [], "is dropped")],
     "verify": [
         ("dual-write cutover redis-only dropped", [], ""),
-        ("dual-write", ["--repair"], ""),
+        ("dual-write", ["--repair"], "INSERT INTO cachemig.change"),
         ("cutover", ["--repair", "--foreign-keys", "remove"], ""),
     ],
     "resync": [("dual-write", ["--all"], "INSERT INTO cachemig.change"), ("cutover", ["--key", "hash1"], "hash1")],

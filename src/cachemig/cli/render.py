@@ -307,6 +307,7 @@ def verified(screen: Screen, result: Verified) -> None:
         )
     if result.dry_run:
         screen.line("a dry run: not in the journal, and no verification that a gate counts")
+    _would_run(screen, result.statements)
     if result.marked and result.dry_run:
         screen.line(f"{result.marked:,} keys would be marked to be delivered again")
         screen.next("cachemig verify --repair")

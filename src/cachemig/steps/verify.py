@@ -23,7 +23,7 @@ from cachemig.entries.verdicts import REPAIRABLE, Counts, Outcome, Verdict, coun
 from cachemig.errors import Refused, TableUnfit
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
-from cachemig.source import capture, control
+from cachemig.source import capture, control, queries
 from cachemig.source.connect import Connection, source_errors, transaction
 from cachemig.source.scan import Known
 from cachemig.steps import epoch
@@ -86,6 +86,8 @@ class Verified:
     dry_run: bool = False
     """Nothing was written, not even into the journal: it is no verification that a gate counts. `marked`: so many would
     be."""
+    statements: list[str] = field(default_factory=list)
+    """Of a dry run: what would mark them."""
 
     @property
     def frozen(self) -> bool:
@@ -103,7 +105,8 @@ class Verified:
 
     def document(self) -> dict[str, Any]:
         """The figures, and the first cases of each verdict that is not good."""
-        return {**self.figures(), "dry_run": self.dry_run, "cases": [asdict(case) for case in self.cases]}
+        more = {"dry_run": self.dry_run, "statements": self.statements}
+        return {**self.figures(), **more, "cases": [asdict(case) for case in self.cases]}
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -170,7 +173,9 @@ def verify(
             raise
         _require_unmoved(session.get(), settings, target, migration)
         if run.repairs:
-            if not dry_run:
+            if dry_run:
+                result.statements.append(queries.text("capture", "mark_keys"))
+            else:
                 capture.mark(session.get(), run.repairs)
             result.marked = len(run.repairs)
         result.seconds = time.monotonic() - began
