@@ -165,7 +165,9 @@ def test_the_workflow_up_the_ladder(runner: Runner) -> None:
         if phase == "idle":
             assert "clean" in documents(runner.workspace / "ci-dry-run")
         runner.operator.fine("apply", runner.outputs()["plan"])
-    assert {"next-backfill", "sync", "dual-write-disable"} <= documents(runner.workspace / "ci-dry-run").keys()
+    assert {"status", "next-backfill", "sync", "dual-write-disable"} <= documents(
+        runner.workspace / "ci-dry-run"
+    ).keys()
     done = runner.run(step, values)  # everything is delivered; the gates of cutover want more
     assert done.returncode == 3
     assert "::error title=cachemig next-cutover%3A gate verify::" in done.stderr

@@ -83,6 +83,8 @@ def run(
     except CachemigError as exc:
         looked.append(_failed("next-step", ("status",), exc))
         following = None
+    if phase in BESIDE and phase != apply.NOT_BEGUN:
+        looked.append(_look(run, "status", ("status",)))
     if phase != "dropped":  # there is nothing left to weigh
         looked.append(_look(run, "plan", ("plan",)))
     plan_file = None
