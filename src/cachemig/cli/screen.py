@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -17,6 +18,7 @@ from cachemig.progress import Progress
 
 LINE_EVERY_S = 30.0
 _PLAIN_WIDTH = 132
+_RUNNER_COMMAND = re.compile(r"^(\s*)(::|##\[)", re.MULTILINE)
 _FIGURES = re.compile(r"[\d.,]+")
 
 
@@ -143,7 +145,10 @@ class _Lines:
 
 
 def plain(text: str) -> Text:
-    """The text as it is: no markup, no emoji, and control characters (a key may hold any) made visible."""
+    """The text as it is: no markup, no emoji, and control characters (a key may hold any) made visible. GitHub's runner
+    takes a line for a command where it begins as one; a line of somebody's source that does is shown, and not obeyed."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        text = _RUNNER_COMMAND.sub(r"\1\\\2", text)
     return Text("".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text))
 
 
