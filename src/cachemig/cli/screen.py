@@ -145,8 +145,8 @@ class _Lines:
 
 
 def plain(text: str) -> Text:
-    """The text as it is: no markup, no emoji, and control characters (a key may hold any) made visible. GitHub's runner
-    takes a line for a command where it begins as one; a line of somebody's source that does is shown, and not obeyed."""
+    """The text as it is: no markup, no emoji, and control characters (a key may hold any) made visible. A line that
+    GitHub's runner would take for a command, such as one of somebody's source, is shown and not obeyed."""
     if os.environ.get("GITHUB_ACTIONS") == "true":
         text = _RUNNER_COMMAND.sub(r"\1\\\2", text)
     return Text("".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachemig.cli.screen import plain
+from cachemig.cli import screen
 from cachemig.entries.verdicts import Verdict
 from cachemig.ladder import Phase
 from cachemig.report import github
@@ -151,9 +151,9 @@ def test_an_output_is_one_line(tmp_path: Path) -> None:
 def test_what_is_shown_is_no_command_of_the_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = "Python a.py:1\n    ::stop-commands::x\n##[error]y"
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    assert plain(shown).plain == shown
+    assert screen.plain(shown).plain == shown
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    assert plain(shown).plain == "Python a.py:1\n    \\::stop-commands::x\n\\##[error]y"
+    assert screen.plain(shown).plain == "Python a.py:1\n    \\::stop-commands::x\n\\##[error]y"
 
 
 def test_keys_are_in_junit_alone(tmp_path: Path) -> None:
