@@ -2,7 +2,7 @@
 --
 --   psql -X -d DATABASE -v table=public.therapy_sessions -f sql/roles.sql
 --
--- cachemig_reader  doctor, plan, status, and every --dry-run
+-- cachemig_reader  doctor --dry-run, plan, status, residue, ci, and every --dry-run: the one for a pipeline (docs/ci.md)
 -- cachemig_worker  backfill, sync, verify, archive
 -- cachemig_owner   init, dual-write, cutover, rollback, stop-writes, drop-column, reclaim, restore, clean
 --

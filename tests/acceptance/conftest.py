@@ -19,6 +19,7 @@ import pytest
 from cachemig.demo.load import load
 from cachemig.demo.payloads import Planted
 from tests.conftest import SETS, Fleet, Servers
+from tests.schemas import validated
 
 ROOT = Path(__file__).parents[2]
 CLEAN = ("PG", "CACHEMIG_", "REDISCLI_AUTH", "CACHE_TTL_SECONDS", "FORCE_COLOR", "COLUMNS")
@@ -32,7 +33,8 @@ class Ended:
 
     @property
     def document(self) -> Any:
-        return json.loads(self.out)
+        """As its published schema says."""
+        return validated(json.loads(self.out))
 
 
 class Operator:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from cachemig.cli import render
-from cachemig.cli.command import _plain
 from cachemig.cli.screen import Screen
 from cachemig.entries.verdicts import Verdict
 from cachemig.errors import CachemigError, Exit, Refused, TableUnfit
 from cachemig.ladder import Phase
+from cachemig.report.documents import plain
 from cachemig.report.junit import write_junit
 from cachemig.source import scan, standing
 from cachemig.source.table import inspect
@@ -161,7 +161,7 @@ def test_what_needs_no_column_works(gone: Migrating, capsys: Said) -> None:
     assert "cachemig clean" in result.next_command
     render.status(Screen(results_to_stderr=False), result)
     assert "not there" in capsys.readouterr().out
-    assert json.loads(json.dumps(result.document(), default=_plain))["late"]["waiting"] == 0
+    assert json.loads(json.dumps(result.document(), default=plain))["late"]["waiting"] == 0
 
     found = {f.name: f for f in doctor.examine(gone.settings, gone.target)}
     of_postgres = {name: f.level for name, f in found.items() if name in doctor.postgres.AFTER_DROP}
@@ -182,7 +182,7 @@ REFUSED: dict[str, Callable[[Migrating], Any]] = {
     "plan": lambda m: plan.plan(m.settings, m.target),
     "measure": lambda m: finish(measure.measure(m.settings, m.target, Stop())),
     "resync": lambda m: resync.resync(m.settings, m.target, ["a"]),
-    "resync --all --dry-run": lambda m: resync.preview(m.settings, []),
+    "resync --all --dry-run": lambda m: resync.preview(m.settings, m.target, []),
     "recompute": lambda m: finish(recompute.recompute(m.settings, m.target, Stop(), None)),
     "recompute --undo": lambda m: finish(recompute.undo(m.settings, m.target, Stop(), None)),
     "recompute --compare": lambda m: finish(

@@ -139,11 +139,11 @@ def test_a_redis_lost_in_the_middle_of_a_backfill(moved: Migrating, server: Redi
 
 def test_resync_of_some_keys_and_of_all(moved: Migrating) -> None:
     moved.redis.set(f"{moved.prefix}k5", "wrong", keepttl=True)
-    assert resync.preview(moved.settings, ["k5"]) == 1
+    assert resync.preview(moved.settings, moved.target, ["k5"]).figures == {"marked": 1}
     assert resync.resync(moved.settings, moved.target, ["k5"]) == resync.Resynced(1, None)
     assert moved.sync().tally.delivered == 1
     assert moved.verify().outcome.passed
-    assert resync.preview(moved.settings, []) == 10
+    assert resync.preview(moved.settings, moved.target, []).figures == {"epoch": 1, "marked": 10}
     assert resync.resync(moved.settings, moved.target, []) == resync.Resynced(10, 1)
     moved.sync()
     assert moved.target.fetch(["k5"])[0].version == EPOCH + 2

@@ -106,7 +106,7 @@ def test_each_role_runs_its_commands(actors: Actors, tmp_path: Path) -> None:
         assert errors == ["control-schema", "temporary-tables"]  # what it may not do is told
     with actors.target(owner) as target:
         finish(switch(actors.settings(owner), target, enable=False))
-        assert finish(clean(actors.settings(owner), target, execute=True)).schema
+        assert finish(clean(actors.settings(owner), target, execute=True)).control_schema
 
 
 @pytest.mark.parametrize("forced", [False, True])

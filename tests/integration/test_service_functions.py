@@ -885,7 +885,7 @@ def test_clean_waits_for_live_clients(serving: Migrating) -> None:
         assert "gone" not in str(refused.value)
         assert "cachemig clean" in (refused.value.hint or "")
     serving.execute("SELECT cachemig.leave('c1')")
-    assert finish(clean(serving.settings, serving.target, execute=True)).schema
+    assert finish(clean(serving.settings, serving.target, execute=True)).control_schema
     assert serving.execute("SELECT 1 FROM pg_proc WHERE proname = 'heartbeat'") == []
 
 

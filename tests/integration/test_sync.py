@@ -262,12 +262,12 @@ def test_a_dead_redis_keeps_every_change(moved: Migrating) -> None:
 
 
 def test_the_backlog_is_told(moved: Migrating) -> None:
-    assert step.preview(moved.settings).changes == 0
+    assert step.preview(moved.settings).figures["changes"] == 0
     moved.execute("UPDATE sessions SET cache = '{\"v\": 2}'")
     told = step.preview(moved.settings)
-    assert told.changes == 3
-    assert told.oldest_s is not None
-    assert 0 <= told.oldest_s < 60
+    assert told.figures["changes"] == 3
+    assert told.figures["oldest_s"] is not None
+    assert 0 <= told.figures["oldest_s"] < 60
     assert "LIMIT 100000" in queries.text("sync", "backlog")
 
 

@@ -10,8 +10,9 @@ import typer
 from cachemig import __version__
 from cachemig.cli import render
 from cachemig.cli import render_finish as finish
-from cachemig.cli.command import Run, command, confirmed, seconds_of
+from cachemig.cli.command import Run, command, confirmed, not_both, seconds_of
 from cachemig.cli.group import PANELS, Group
+from cachemig.cli.results import BrownoutEnded, Configuration, Plotted
 from cachemig.errors import ConfigError, Exit
 
 TRY, LOOK, MOVE, CUT_OVER, FINISH, AFTER = PANELS
@@ -34,6 +35,7 @@ DownRevision = Annotated[
 ]
 Spool = Annotated[Path | None, typer.Option("--spool", metavar="FOLDER", help="where a store's file is kept meanwhile")]
 Execute = Annotated[bool, typer.Option("--execute", help="do it; without this flag it only shows what it would do")]
+Junit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="write a JUnit report as well")]
 
 app = typer.Typer(
     cls=Group,
@@ -69,6 +71,7 @@ def init(
     output: Output = None,
     down_revision: DownRevision = None,
     dry_run: DryRun = False,
+    junit: Junit = None,
 ) -> None:
     """Make the control schema and begin the migration.
 
@@ -81,13 +84,16 @@ def init(
     from cachemig.steps import init as step
 
     if asked := files.wanted(format_, output, down_revision):
+        not_both("--format", dry_run=dry_run)
         with run.target() as target:
             run.show(files.write_init(run.settings, target, asked), finish.file_written)
         return
-    if dry_run:
-        run.show(step.statements(run.settings), render.statements)
-        return
     with run.target() as target:
+        if dry_run:
+            shown = step.preview(run.settings, target, Path.cwd())
+            run.show(shown, render.dry_run, junit=junit)
+            run.exit_code = Exit.REFUSED if shown.refused else Exit.FINE
+            return
         run.show(step.init(run.settings, target, Path.cwd()), render.initialised)
 
 
@@ -97,6 +103,10 @@ def doctor(
     show_config: Annotated[
         bool, typer.Option("--show-config", help="every setting, its value and where it comes from")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="with read rights alone: Redis gets no scratch keys")
+    ] = False,
+    junit: Junit = None,
 ) -> None:
     """Look at both servers and the table for what stands in the way.
 
@@ -106,13 +116,13 @@ def doctor(
       cachemig doctor --dsn "host=db user=postgres" --redis-url redis://cache
     """
     if show_config:
-        run.show(run.settings.shown(), render.config)
+        run.show(Configuration(run.settings.shown()), render.config)
         return
     from cachemig.steps import doctor as step
 
     with run.target() as target:
-        findings = step.examine(run.settings, target)
-    run.show(findings, render.findings)
+        findings = step.examine(run.settings, target, writes=not dry_run)
+    run.show(step.Findings(findings, list(run.settings.accept)), render.findings, junit=junit)
     if any(f.level is step.Level.ERROR and f.name not in run.settings.accept for f in findings):
         run.exit_code = Exit.REFUSED
 
@@ -120,25 +130,40 @@ def doctor(
 @command(app, LOOK, *ENTRY)
 def plan(
     run: Run,
+    of: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND ARGS]...", help="with --out, behind --: the step to plan")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="write a plan of one step, for cachemig apply")
+    ] = None,
     detailed_exitcode: Annotated[
         bool, typer.Option("--detailed-exitcode", help="exit 4 while steps are ahead")
     ] = False,
     exact: Annotated[
         bool, typer.Option("--exact", help="read every row of a large table too; else figures are estimates")
     ] = False,
+    junit: Junit = None,
 ) -> None:
     """Count and weigh what is to be moved, and what depends on it.
 
-    Changes nothing. Needs only SELECT on the table, and works before init.
+    Changes nothing. Needs only SELECT on the table, and works before init. --out records one step for cachemig apply.
 
     Example:
       cachemig plan --table public.therapy_sessions
+      cachemig plan --out plan.json -- cutover --percent 10
     """
     from cachemig.steps import plan as step
 
+    if of and out is None:
+        raise ConfigError("which step is to be planned is said with --out", hint="cachemig plan --out plan.json")
+    if out is not None:
+        from cachemig.cli import planned
+
+        planned.make(run, out, of or [], junit=junit)
+        return
     with run.target() as target:
         result = step.plan(run.settings, target, exact=exact)
-    run.show(result, render.plan)
+    run.show(result, render.plan, junit=junit)
     if detailed_exitcode and result.steps_ahead:
         run.exit_code = Exit.CHANGES_PENDING
 
@@ -151,6 +176,7 @@ def dual_write(
     output: Output = None,
     down_revision: DownRevision = None,
     dry_run: DryRun = False,
+    junit: Junit = None,
 ) -> None:
     """Switch capture on: every committed write leaves a mark.
 
@@ -165,15 +191,18 @@ def dual_write(
     from cachemig.steps import files
 
     if asked := files.wanted(format_, output, down_revision):
+        not_both("--format", dry_run=dry_run)
         if disable:
             raise ConfigError("the reverse that --format writes switches it off", hint="leave --disable out")
         with run.target() as target:
             run.show(files.write_dual_write(run.settings, target, asked), finish.file_written)
         return
-    if dry_run:
-        run.show(step.statements(run.settings, enable=not disable), render.statements)
-        return
     with run.target() as target:
+        if dry_run:
+            shown = step.preview(run.settings, target, enable=not disable)
+            run.show(shown, render.dry_run, junit=junit)
+            run.exit_code = Exit.REFUSED if shown.refused else Exit.FINE
+            return
         result = run.drive(lambda _: step.switch(run.settings, target, enable=not disable))
     run.show(result, render.switched)
 
@@ -200,7 +229,7 @@ def backfill(
     from cachemig.steps.crew import Crew
 
     if dry_run:
-        run.show(step.preview(run.settings), render.outlook)
+        run.show(step.preview(run.settings, restart=restart), render.outlook)
         return
     with (
         run.target() as target,
@@ -230,7 +259,7 @@ def sync(
     from cachemig.steps import sync as step
 
     if dry_run:
-        run.show(step.preview(run.settings), render.backlog)
+        run.show(step.preview(run.settings), render.dry_run)
         return
     with run.target() as target:
         result = run.drive(lambda stop: step.sync(run.settings, target, stop, follow=follow))
@@ -250,7 +279,10 @@ def verify(
     foreign_keys: Annotated[
         str, typer.Option(metavar="bad|ignore|remove", help="keys under the prefix that no row ever had")
     ] = "bad",
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="write a JUnit report as well")] = None,
+    junit: Junit = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="with read rights alone: no mark, no line in the journal")
+    ] = False,
 ) -> None:
     """Give every key one verdict, and exit 3 if any is bad.
 
@@ -260,7 +292,6 @@ def verify(
       cachemig verify
       cachemig verify --accept-set-aside 7 --junit verify.xml
     """
-    from cachemig.report.junit import write_junit
     from cachemig.steps import verify as step
 
     if foreign_keys == "remove" and not repair:
@@ -279,11 +310,10 @@ def verify(
                 accept_set_aside=accept_set_aside,
                 ignore_orphans=foreign_keys == "ignore",
                 remove_orphans=foreign_keys == "remove",
+                dry_run=dry_run,
             )
         )
-    if junit:
-        write_junit(junit, result)
-    run.show(result, render.verified)
+    run.show(result, render.verified, junit=junit)
     if not result.outcome.passed:
         run.exit_code = Exit.REFUSED
 
@@ -308,15 +338,15 @@ def resync(
 
     if bool(key) == everything:
         raise ConfigError("name keys with --key, or say --all", hint="cachemig resync --help")
-    if dry_run:
-        run.show(step.preview(run.settings, key or []), render.would_resync)
-        return
     with run.target() as target:
+        if dry_run:
+            run.show(step.preview(run.settings, target, key or []), render.dry_run)
+            return
         run.show(step.resync(run.settings, target, key or []), render.resynced)
 
 
 @command(app, MOVE)
-def pause(run: Run) -> None:
+def pause(run: Run, dry_run: DryRun = False) -> None:
     """Have every worker stop at the next batch and wait.
 
     Capture goes on, so nothing is lost. Taken within a second, whatever machine a worker runs on.
@@ -326,11 +356,14 @@ def pause(run: Run) -> None:
     """
     from cachemig.steps import orders
 
+    if dry_run:
+        run.show(orders.preview(run.settings, paused=True), render.dry_run)
+        return
     run.show(orders.give(run.settings, paused=True), render.orders)
 
 
 @command(app, MOVE)
-def resume(run: Run) -> None:
+def resume(run: Run, dry_run: DryRun = False) -> None:
     """Have paused workers go on.
 
     Each continues with what it had in hand.
@@ -340,11 +373,14 @@ def resume(run: Run) -> None:
     """
     from cachemig.steps import orders
 
+    if dry_run:
+        run.show(orders.preview(run.settings, paused=False), render.dry_run)
+        return
     run.show(orders.give(run.settings, paused=False), render.orders)
 
 
 @command(app, MOVE, "max_rate")
-def throttle(run: Run) -> None:
+def throttle(run: Run, dry_run: DryRun = False) -> None:
     """Limit what each running worker delivers, from now on.
 
     0 lifts the limit.
@@ -356,6 +392,9 @@ def throttle(run: Run) -> None:
 
     if run.settings.origins.get("max_rate") != "--max-rate":
         raise ConfigError("say how much with --max-rate; 0 for no limit", hint="cachemig throttle --max-rate 10MiB")
+    if dry_run:
+        run.show(orders.preview(run.settings, max_rate=run.settings.max_rate), render.dry_run)
+        return
     run.show(orders.give(run.settings, max_rate=run.settings.max_rate), render.orders)
 
 
@@ -409,14 +448,15 @@ def recompute(
     if plot:
         from cachemig.steps import plot as drawing
 
-        run.show(run.drive(lambda stop: drawing.plot(settings, stop, plot, file, key)), render.plotted)
+        not_both("--plot", dry_run=dry_run)
+        run.show(Plotted(str(run.drive(lambda stop: drawing.plot(settings, stop, plot, file, key)))), render.plotted)
     elif file:
         run.show(step.of_file(settings, file), render.payload)
     elif compare:
         run.show(run.drive(lambda stop: comparing.compare(settings, stop, key, sample=sample)), render.compared)
     elif undo:
         with run.target() as target:
-            run.show(run.drive(lambda stop: step.undo(settings, target, stop, key)), render.undone)
+            run.show(run.drive(lambda stop: step.undo(settings, target, stop, key, dry_run=dry_run)), render.undone)
     else:
         with run.target() as target:
             result = run.drive(
@@ -439,6 +479,7 @@ def cutover(
     hold: Annotated[str, typer.Option(metavar="DURATION", help="with --ramp: watch each of them so long")] = "10m",
     no_clients: NoClients = False,
     dry_run: DryRun = False,
+    junit: Junit = None,
 ) -> None:
     """Have a part of the keys read from Redis.
 
@@ -454,7 +495,7 @@ def cutover(
     with run.target() as target:
         if dry_run:
             shown = step.preview(run.settings, target, percents, ramp=ramp is not None, no_clients=no_clients)
-            run.show(shown, render.previewed)
+            run.show(shown, render.previewed, junit=junit)
             run.exit_code = Exit.REFUSED if shown.refused else Exit.FINE
         elif ramp is None:
             result = run.drive(
@@ -510,6 +551,8 @@ def stop_writes(
     output: Output = None,
     down_revision: DownRevision = None,
     execute: Execute = False,
+    dry_run: DryRun = False,
+    junit: Junit = None,
 ) -> None:
     """Freeze the column: from here on writes go to Redis alone.
 
@@ -526,6 +569,7 @@ def stop_writes(
     asked = files.wanted(format_, output, down_revision)
     if asked and execute:
         raise ConfigError("say --execute or --format", hint="cachemig stop-writes")
+    not_both("--execute" if execute else "--format", dry_run=dry_run and (execute or asked is not None))
     with run.target() as target:
         if asked:
             written = run.drive(
@@ -548,7 +592,7 @@ def stop_writes(
                 run.settings, target, stop, chosen, no_clients=no_clients, accept_expiring=accept_expiring
             )
         )
-    run.show(shown, finish.would_stop_writes)
+    run.show(shown, finish.would_stop_writes, junit=junit)
     run.exit_code = Exit.REFUSED if shown.refused else Exit.FINE
 
 
@@ -558,6 +602,7 @@ def residue(
     source: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="a source tree to look through: Python, TypeScript, SQL")
     ] = None,
+    junit: Junit = None,
 ) -> None:
     """Name what still mentions the column.
 
@@ -569,7 +614,7 @@ def residue(
     from cachemig.steps import residue as step
 
     result = step.residue(run.settings, source)
-    run.show(result, render.residue)
+    run.show(result, render.residue, junit=junit)
     if result.found:
         run.exit_code = Exit.REFUSED
 
@@ -619,6 +664,7 @@ def archive(
         list[str] | None, typer.Option("--forget", metavar="KEY", help="take this key out of it; may be repeated")
     ] = None,
     spool: Spool = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Write the column to one file, and prove that it is all there.
 
@@ -629,7 +675,12 @@ def archive(
     """
     from cachemig.steps import archive as step
 
-    if forget:
+    if dry_run and forget:
+        shown = run.drive(lambda stop: step.preview_forget(run.settings, stop, to, forget, spool=spool))
+        run.show(shown, render.dry_run)
+    elif dry_run:
+        run.show(step.preview(run.settings, to, spool=spool), render.dry_run)
+    elif forget:
         run.show(run.drive(lambda stop: step.forget(run.settings, stop, to, forget, spool=spool)), finish.forgotten)
     else:
         run.show(run.drive(lambda stop: step.archive(run.settings, stop, to, spool=spool)), finish.archived)
@@ -657,6 +708,8 @@ def drop_column(
         str | None, typer.Option("--confirm", metavar="COLUMN", help="with --execute: the column's name once more")
     ] = None,
     execute: Execute = False,
+    dry_run: DryRun = False,
+    junit: Junit = None,
 ) -> None:
     """Drop the column, where every gate is met.
 
@@ -679,10 +732,16 @@ def drop_column(
         raise ConfigError("say one of --execute, --format, --brownout, --end-brownout", hint="cachemig drop-column")
     if confirm is not None and not execute:
         raise ConfigError("--confirm is for --execute", hint="cachemig drop-column")
-    if end_brownout:
-        run.show({"ended": hidden.end(run.settings)}, finish.brownout_ended)
+    not_both("--execute" if execute else "--format", dry_run=dry_run and (execute or asked is not None))
+    if end_brownout and dry_run:
+        run.show(rehearsal.preview_end(run.settings), render.dry_run)
+    elif end_brownout:
+        run.show(BrownoutEnded(hidden.end(run.settings)), finish.brownout_ended)
     elif brownout is not None:
         seconds = seconds_of("--brownout", brownout)
+        if dry_run:
+            run.show(rehearsal.preview(run.settings, seconds=seconds), render.dry_run)
+            return
         result = run.drive(lambda stop: rehearsal.brownout(run.settings, stop, seconds=seconds))
         run.show(result, finish.browned)
         run.exit_code = Exit.FINE if result.quiet else Exit.REFUSED
@@ -701,7 +760,7 @@ def drop_column(
     else:
         with run.target() as target:
             shown = step.outlook(run.settings, target, with_columns=others, accept=accepted, no_clients=no_clients)
-        run.show(shown, finish.would_drop)
+        run.show(shown, finish.would_drop, junit=junit)
         run.exit_code = Exit.REFUSED if shown.refused else Exit.FINE
 
 
@@ -710,6 +769,7 @@ def reclaim(
     run: Run,
     method: Annotated[str, typer.Option("--method", metavar="vacuum-full|pg_repack|none")] = "none",
     execute: Execute = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Give back the space that the dropped column still takes.
 
@@ -722,6 +782,7 @@ def reclaim(
     """
     from cachemig.steps import reclaim as step
 
+    not_both("--execute", dry_run=dry_run and execute)
     if not execute:
         run.show(step.outlook(run.settings), finish.reclaimable)
         return
@@ -740,6 +801,7 @@ def restore(
     ] = False,
     spool: Spool = None,
     execute: Execute = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Bring the dropped column back from its archive.
 
@@ -751,6 +813,7 @@ def restore(
     """
     from cachemig.steps import restore as step
 
+    not_both("--execute", dry_run=dry_run and execute)
     if not execute:
         run.show(run.drive(lambda stop: step.preview(run.settings, stop, from_, spool=spool)), finish.would_restore)
         return
@@ -776,6 +839,7 @@ def clean(
     values: Annotated[
         bool, typer.Option("--values", help="also remove the values; else they stay until they expire")
     ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Remove what the migration made.
 
@@ -786,9 +850,67 @@ def clean(
     """
     from cachemig.steps import clean as step
 
+    not_both("--execute", dry_run=dry_run and execute)
     with run.target() as target:
         result = run.drive(lambda _: step.clean(run.settings, target, execute=execute, values=values))
     run.show(result, render.cleaned(executed=execute, values=values))
+
+
+@command(app, MOVE)
+def apply(
+    run: Run,
+    file: Annotated[Path, typer.Argument(metavar="PLAN", help="what cachemig plan --out has written")],
+    check: Annotated[bool, typer.Option("--check", help="only say whether it may still be run")] = False,
+    max_age: Annotated[str, typer.Option("--max-age", metavar="DURATION", help="an older plan is refused")] = "24h",
+    confirm: Annotated[
+        str | None, typer.Option("--confirm", metavar="COLUMN", help="of drop-column: the column's name once more")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="the same as --check")] = False,
+) -> None:
+    """Run the one step of a plan, if it is not stale.
+
+    cachemig plan --out writes one. Exit code 3 where something that it was made of has changed since.
+
+    Example:
+      cachemig apply plan.json
+    """
+    from cachemig.cli import planned
+
+    planned.apply(run, file, only_check=check or dry_run, max_age=max_age, confirm=confirm)
+
+
+@command(app, LOOK)
+def ci(
+    run: Run,
+    output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="where the reports go")] = Path(
+        "ci-dry-run"
+    ),
+    source: Annotated[
+        Path | None, typer.Option("--source", metavar="FOLDER", help="a source tree for residue to look through")
+    ] = None,
+    percent: Annotated[
+        float | None, typer.Option("--percent", metavar="0..100", help="of the next cutover; else 1, 10, 50, 100")
+    ] = None,
+    no_clients: NoClients = False,
+    sample: Annotated[
+        int, typer.Option("--sample", min=0, metavar="N", help="also verify so many keys; 0 for none")
+    ] = 0,
+    advise: Annotated[
+        bool, typer.Option("--advise", help="exit 0 where a check says no; errors still are errors")
+    ] = False,
+) -> None:
+    """Do every dry run that the phase allows, for a pipeline.
+
+    doctor, plan, the next step, the way back, residue. Reads only, with read rights. Writes JSON, JUnit and a summary
+    into a folder; on GitHub annotations and a job summary too. Exit code 3 where a gate, a finding or a dependent says
+    no.
+
+    Example:
+      cachemig ci --source app
+    """
+    from cachemig.cli import pipeline
+
+    pipeline.run(run, output, source, percent=percent, no_clients=no_clients, sample=sample, advise=advise)
 
 
 @app.command(rich_help_panel=TRY)

@@ -8,16 +8,15 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from cachemig import config, errors
+from cachemig.cli.inner import INNER, Inner, Shown
 from cachemig.cli.lazy import built_by
 from cachemig.cli.screen import Screen
 from cachemig.progress import Progress
@@ -30,17 +29,20 @@ T = TypeVar("T")
 
 ALWAYS = ("dsn", "redis_url", "table", "column", "key_column")
 """Settings shown in the help of every command; each command names what else matters to it. All are accepted."""
-OFFLINE = ("doctor", "recompute")
-"""Commands that can be of use without Postgres. All others first end a brownout that is overdue."""
+OFFLINE = ("doctor", "recompute", "apply", "ci")
+"""Commands that can be of use without Postgres, or run others. All others first end a brownout that is overdue; but no
+dry run does."""
 
 
 class Run:
     """One invocation of a command: its settings, and where its output goes."""
 
-    def __init__(self, settings: config.Settings, *, as_json: bool, name: str) -> None:
+    def __init__(self, settings: config.Settings, *, as_json: bool, name: str, inner: Inner) -> None:
+        """`inner`: the settings' flags, and whether another command runs this one."""
         self.settings = settings
         self.as_json = as_json
         self.name = name
+        self._inner = inner
         self.screen = Screen(results_to_stderr=as_json)
         self.exit_code = errors.Exit.FINE
 
@@ -65,20 +67,38 @@ class Run:
                 except StopIteration as end:
                     return end.value  # type: ignore[no-any-return]
 
-    def show(self, result: Any, render: Callable[[Screen, Any], None]) -> None:
-        """The result: for people, or one JSON document on stdout."""
+    def show(self, result: Any, render: Callable[[Screen, Any], None], *, junit: Path | None = None) -> None:
+        """The result: for people, or one JSON document on stdout. Where GitHub's runner reads along, what is wrong as
+        annotations too; and as a JUnit report, where one is asked for."""
+        if self._inner.quiet:
+            self._inner.shown.append(Shown(self.name, result, render))
+            return
+        if junit is not None:
+            from cachemig.report.junit import write_junit
+
+            write_junit(junit, result)
         render(self.screen, result)
         if self.as_json:
-            document = result.document() if hasattr(result, "document") else _plain(result)
-            print(json.dumps(document, default=_plain, ensure_ascii=False))
+            from cachemig.report.documents import document, plain
 
+            print(json.dumps(document(self.name, result), default=plain, ensure_ascii=False))
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            from cachemig.report import github
 
-def _plain(value: object) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return str(value) if not isinstance(value, dict | list | int | float | str | type(None)) else value
+            github.tell(self.name, result, os.environ)
+
+    def inner(self, *, quiet: bool, flags: Mapping[str, str | None] | None = None) -> Inner:
+        """How this command runs another one: with the same settings, over which `flags` go."""
+        return Inner({**self._inner.flags, **(flags or {})}, self._inner.config, self.as_json, quiet)
+
+    def settings_with(self, flags: Mapping[str, str | None]) -> config.Settings:
+        """The settings of a command that this one runs."""
+        return config.load({**self._inner.flags, **flags}, os.environ, self._inner.config)
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """Settings that were given as flags."""
+        return {name: text for name, text in self._inner.flags.items() if text is not None}
 
 
 @contextmanager
@@ -109,19 +129,31 @@ def command(
             as_json = given.pop("json")
             config_file = given.pop("config")
             flags = {f.name: _flag_text(given.pop(f.name)) for f in config.fields()}
+            outer = INNER.get()
+            if outer is not None:
+                own = {name: text for name, text in flags.items() if text is not None}
+                inner = Inner({**outer.flags, **own}, config_file or outer.config, outer.as_json, outer.quiet)
+                inner.shown = outer.shown
+                outer.used = inner.flags
+                outer.settings = config.load(inner.flags, os.environ, inner.config)
+                outer.exit_code = act(given, inner)
+                return
             with _boundary(as_json=as_json):
-                settings = config.load(flags, os.environ, config_file)
-                run = Run(settings, as_json=as_json, name=command_name)
-                if command_name not in OFFLINE:
-                    _end_brownout(run)
-                try:
-                    body(run, **given)
-                except errors.SourceUnavailable as exc:
-                    if not settings.dsn and not any(name.startswith("PG") for name in os.environ):
-                        exc.hint = NOT_SAID
-                    raise
-                if run.exit_code:
-                    raise typer.Exit(run.exit_code)
+                if code := act(given, Inner(flags, config_file, as_json, quiet=False)):
+                    raise typer.Exit(code)
+
+        def act(given: dict[str, Any], inner: Inner) -> errors.Exit:
+            settings = config.load(inner.flags, os.environ, inner.config)
+            run = Run(settings, as_json=inner.as_json, name=command_name, inner=inner)
+            if command_name not in OFFLINE and not given.get("dry_run") and not inner.quiet:
+                _end_brownout(run)
+            try:
+                body(run, **given)
+            except errors.SourceUnavailable as exc:
+                if not settings.dsn and not any(name.startswith("PG") for name in os.environ):
+                    exc.hint = NOT_SAID
+                raise
+            return run.exit_code
 
         def whole() -> Callable[..., None]:
             own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
@@ -176,6 +208,12 @@ def confirmed(column: str, given: str | None) -> None:
         raise errors.ConfigError(
             f"{given!r} is not the column that would be dropped: nothing is changed", hint=f"it is {column!r}"
         )
+
+
+def not_both(flag: str, *, dry_run: bool) -> None:
+    """Raises ConfigError where a dry run is asked for beside a flag that has something done."""
+    if dry_run:
+        raise errors.ConfigError(f"say {flag} or --dry-run", hint="leave one of the two out")
 
 
 def seconds_of(flag: str, text: str) -> float:
@@ -261,10 +299,11 @@ def _boundary(*, as_json: bool) -> Iterator[None]:
     except Exception as exc:  # noqa: BLE001  # the boundary
         if os.environ.get("CACHEMIG_DEBUG"):
             traceback.print_exc()
-        raise typer.Exit(report(_known(exc), as_json=as_json)) from None
+        raise typer.Exit(report(known(exc), as_json=as_json)) from None
 
 
-def _known(exc: Exception) -> errors.CachemigError:
+def known(exc: Exception) -> errors.CachemigError:
+    """The error to show for any exception."""
     if isinstance(exc, errors.CachemigError):
         return exc
     import psycopg
@@ -290,11 +329,13 @@ def report(error: errors.CachemigError, *, as_json: bool) -> int:
     screen = Screen(results_to_stderr=True)
     screen.error(str(error), error.hint)
     if as_json:
-        document = {
-            "error": type(error).__name__,
-            "message": str(error),
-            "hint": error.hint,
-            "exit_code": int(error.exit_code),
-        }
-        print(json.dumps(document))
+        from cachemig.cli.results import ErrorDocument
+        from cachemig.report.documents import document
+
+        shown = ErrorDocument(type(error).__name__, str(error), error.hint, int(error.exit_code))
+        print(json.dumps(document("error", shown)))
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from cachemig.report import github
+
+        github.tell_error(str(error), error.hint)
     return int(error.exit_code)

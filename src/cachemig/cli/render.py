@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cachemig.cli.screen import Screen, in_bytes, in_time
 
 if TYPE_CHECKING:
-    from cachemig.source.standing import Backlog
+    from cachemig.cli.results import Configuration, Plotted
     from cachemig.steps.backfill import Backfilled, Outlook
     from cachemig.steps.clean import Rubbish
     from cachemig.steps.compare import Compared, Deviation
     from cachemig.steps.cutover import Moved, Preview, Ramped
     from cachemig.steps.delivery import Tally
-    from cachemig.steps.doctor import Finding
+    from cachemig.steps.doctor import Findings
+    from cachemig.steps.dry_run import DryRun
     from cachemig.steps.dual_write import Switched
     from cachemig.steps.gates import Measured as Gate
     from cachemig.steps.init import Initialised
@@ -32,18 +32,22 @@ if TYPE_CHECKING:
 _LEVEL_STYLE = {"ok": "green", "note": None, "warning": "yellow", "error": "red"}
 
 
-def config(screen: Screen, shown: Sequence[tuple[str, str, str]]) -> None:
-    screen.table(("setting", "value", "from"), shown)
+def config(screen: Screen, shown: Configuration) -> None:
+    screen.table(("setting", "value", "from"), shown.settings)
 
 
-def statements(screen: Screen, sql: Sequence[str]) -> None:
-    if not sql:
-        screen.line("nothing to do")
-        return
-    screen.line("-- would run, in one transaction:")
-    for statement in sql:
-        screen.line(statement)
-        screen.line()
+def dry_run(screen: Screen, result: DryRun) -> None:
+    at = "" if result.phase is None else f", in phase {result.phase.value}"
+    screen.line(f"-- {result.command}{at}: nothing is changed yet" + ("" if result.changes else "; nothing to do"))
+    _would_run(screen, result.statements, result.redis)
+    for file in result.files:
+        screen.line(f"would write {file}")
+    for name, figure in result.figures.items():
+        screen.line(f"{name.replace('_', ' ')}: {figure:,}" if isinstance(figure, int) else f"{name}: {figure}")
+    for note in result.notes:
+        screen.line(note)
+    if unmet := _gates(screen, result.gates):
+        screen.next(unmet)
 
 
 def initialised(screen: Screen, result: Initialised) -> None:
@@ -57,7 +61,17 @@ def initialised(screen: Screen, result: Initialised) -> None:
     screen.next("cachemig dual-write")
 
 
-def findings(screen: Screen, found: Sequence[Finding]) -> None:
+def _would_run(screen: Screen, statements: Sequence[str], redis: Sequence[str] = ()) -> None:
+    if statements:
+        screen.line("-- would run:")
+    for statement in statements:
+        screen.line(f"{statement.strip()}\n")
+    for line in redis:
+        screen.line(f"Redis: {line}")
+
+
+def findings(screen: Screen, result: Findings) -> None:
+    found = result.findings
     rows = [(f.level.value, f.name, f.what + (f"\n→ {f.do}" if f.do else "")) for f in found]
     screen.table(("", "finding", ""), rows, styles=[_LEVEL_STYLE[f.level.value] for f in found])
     counts = {level: sum(f.level.value == level for f in found) for level in ("error", "warning")}
@@ -90,6 +104,7 @@ def outlook(screen: Screen, result: Outlook) -> None:
         screen.line("the table would be laid out into chunks first")
     else:
         screen.line(f"{result.chunks_done:,} of {result.chunks:,} chunks are done; the others would be")
+    _would_run(screen, [*result.layout, *result.statements], result.redis)
 
 
 def _tally(screen: Screen, tally: Tally) -> None:
@@ -156,6 +171,7 @@ def recomputed(screen: Screen, result: Recomputed) -> None:
     for case in sorted(result.cases, key=lambda case: case.what):
         if case.what != "sound":
             screen.line(f"{case.what:<12} {case.key}\n{'':12} {case.why}")
+    _would_run(screen, result.statements)
     for name, count in sorted(result.left.items()):
         screen.line(f"{count:,} × {name}: still corrupt, and not in Redis")
     if result.left:
@@ -167,8 +183,10 @@ def recomputed(screen: Screen, result: Recomputed) -> None:
 
 
 def undone(screen: Screen, result: Undone) -> None:
-    screen.line(f"{result.undone:,} values put back; {result.changed_since:,} left alone: written since")
-    screen.next("cachemig verify")
+    _would_run(screen, result.statements)
+    done = "would be put back" if result.dry_run else "put back"
+    screen.line(f"{result.undone:,} values {done}; {result.changed_since:,} left alone: written since")
+    screen.next("the same without --dry-run" if result.dry_run else "cachemig verify")
 
 
 def compared(screen: Screen, result: Compared) -> None:
@@ -203,8 +221,8 @@ def _deviation(found: Deviation | None) -> str:
     return ", ".join(parts)
 
 
-def plotted(screen: Screen, path: Path) -> None:
-    screen.line(f"drawn: {path}")
+def plotted(screen: Screen, result: Plotted) -> None:
+    screen.line(f"drawn: {result.file}")
 
 
 def residue(screen: Screen, result: Residue) -> None:
@@ -239,11 +257,6 @@ def measured(screen: Screen, result: Measured) -> None:
         screen.line(f"- {advice}")
 
 
-def backlog(screen: Screen, result: Backlog) -> None:
-    oldest = f", the oldest {in_time(result.oldest_s)} old" if result.oldest_s is not None else ""
-    screen.line(f"would deliver {result.changes:,} changes{oldest}")
-
-
 def synced(screen: Screen, result: Synced) -> None:
     screen.line(f"{result.changes:,} changes delivered in {in_time(result.seconds)}")
     if result.epochs:
@@ -260,10 +273,6 @@ def orders(screen: Screen, given: Given) -> None:
 
 def _rate(max_rate: int) -> str:
     return f"{in_bytes(max_rate)}/s for each worker" if max_rate else "none, whatever a worker was told"
-
-
-def would_resync(screen: Screen, keys: int) -> None:
-    screen.line(f"would mark {keys:,} keys to be delivered again")
 
 
 def resynced(screen: Screen, result: Resynced) -> None:
@@ -298,7 +307,13 @@ def verified(screen: Screen, result: Verified) -> None:
             f"a sample of {result.sample:,}: with none bad, at most {300 / result.sample:.2g} % of all keys are bad "
             "(95 % confidence); it does not count as a verification of all keys"
         )
-    if result.marked:
+    if result.dry_run:
+        screen.line("a dry run: not in the journal, and no verification that a gate counts")
+    _would_run(screen, result.statements)
+    if result.marked and result.dry_run:
+        screen.line(f"{result.marked:,} keys would be marked to be delivered again")
+        screen.next("cachemig verify --repair")
+    elif result.marked:
         screen.line(f"{result.marked:,} keys are marked to be delivered again")
         screen.next("cachemig sync --once, then cachemig verify")
     elif outcome.passed:
@@ -349,6 +364,7 @@ def previewed(screen: Screen, result: Preview) -> None:
         screen.line("then, each held and watched: " + ", ".join(f"{p:g} %" for p in result.then))
     if result.clients:
         screen.line(f"would wait for {len(result.clients):,} clients: {', '.join(result.clients)}")
+    _would_run(screen, result.statements, result.redis)
     if result.copies is not None:
         screen.line(f"{result.copies:,} keys were written to Redis alone: those that differ go into the column first")
     screen.next(_gates(screen, result.gates) or result.command)
@@ -577,6 +593,8 @@ def cleaned(*, executed: bool, values: bool) -> Callable[[Screen, Rubbish], None
         if values:
             rows.append(("values in Redis", result.values))
         screen.table(("", ""), rows)
+        for statement in result.statements if not executed else ():
+            screen.line(statement)
         if not values:
             screen.line("values stay in Redis until they expire (--values removes them too)")
         if not executed:

@@ -9,6 +9,7 @@ from cachemig.cli.render import _at, _gates
 from cachemig.cli.screen import Screen, in_bytes, in_time
 
 if TYPE_CHECKING:
+    from cachemig.cli.results import BrownoutEnded
     from cachemig.steps import restore as step_restore
     from cachemig.steps import stop_writes as step_stop_writes
     from cachemig.steps.archive import Archived, Forgotten
@@ -28,7 +29,7 @@ def would_stop_writes(screen: Screen, result: step_stop_writes.Preview) -> None:
         screen.line(f"it is so already: {at}; --execute sets the guard to {result.guard}, and delivers what waits")
     else:
         screen.line(f"would freeze the column: from {at} to redis-only (nothing is changed yet)")
-    for statement in result.statements:
+    for statement in (*result.statements, *result.records):
         screen.line(f"{statement.strip()}\n")
     if result.clients:
         screen.line(f"would wait for {len(result.clients):,} clients: {', '.join(result.clients)}")
@@ -80,6 +81,8 @@ def reclaimable(screen: Screen, result: ReclaimOutlook) -> None:
         screen.line(f"{choice.method}{available}: {choice.what}; {choice.locks}; about {in_time(choice.seconds)}")
     if result.column_is_there:
         screen.line("the column is still there: nothing is to be gained yet")
+    for statement in result.statements:
+        screen.line(f"vacuum-full runs: {' '.join(statement.partition('VACUUM')[1:])}")
 
 
 def reclaimed(screen: Screen, result: Reclaimed) -> None:
@@ -194,8 +197,8 @@ def browned(screen: Screen, result: Browned) -> None:
     )
 
 
-def brownout_ended(screen: Screen, result: dict[str, str | None]) -> None:
-    column = result["ended"]
+def brownout_ended(screen: Screen, result: BrownoutEnded) -> None:
+    column = result.ended
     screen.line("no brownout is under way" if column is None else f"{column} has its name again")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -17,6 +18,7 @@ from cachemig.progress import Progress
 
 LINE_EVERY_S = 30.0
 _PLAIN_WIDTH = 132
+_RUNNER_COMMAND = re.compile(r"^(\s*)(::|##\[)", re.MULTILINE)
 _FIGURES = re.compile(r"[\d.,]+")
 
 
@@ -35,6 +37,10 @@ class Screen:
     def say(self, text: str) -> None:
         """Talk: what is going on."""
         self._talk.print(plain(text), soft_wrap=True)
+
+    def raw(self, text: str) -> None:
+        """Talk that a program reads: as it is, on one line."""
+        print(text, file=self._talk.file, flush=True)
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """A line of the result."""
@@ -141,7 +147,10 @@ class _Lines:
 
 
 def plain(text: str) -> Text:
-    """The text as it is: no markup, no emoji, and control characters (a key may hold any) made visible."""
+    """The text as it is: no markup, no emoji, and control characters (a key may hold any) made visible. A line that
+    GitHub's runner would take for a command, such as one of somebody's source, is shown and not obeyed."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        text = _RUNNER_COMMAND.sub(r"\1\\\2", text)
     return Text("".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text))
 
 

@@ -1,40 +1,43 @@
-"""JUnit XML of a verification, as CI systems read it."""
+"""JUnit XML of a result, as CI systems read it: a test case a check, which fails where the check says no."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
-from cachemig.entries.verdicts import TABLE, Counts, Verdict, counts_as
-from cachemig.steps.verify import Verified
+from cachemig.report.checks import Check, Says, of
 
 
-def write_junit(path: Path, result: Verified) -> None:
-    """One test case a verdict; it fails when keys have that verdict and it is bad. Holds keys, never values."""
-    suite = ElementTree.Element("testsuite", name="cachemig verify", time=f"{result.seconds:.3f}")
-    failures = 0
-    for verdict in Verdict:
+def write_junit(path: Path, result: Any, name: str | None = None) -> None:
+    """Holds keys, where a verification names them; never values. `name`: the command, if the result does not tell."""
+    write_checks(path, name or _command(result), of(result), getattr(result, "seconds", None))
+
+
+def write_checks(path: Path, name: str, checks: list[Check], seconds: float | None = None) -> None:
+    suite = ElementTree.Element("testsuite", name=f"cachemig {name}")
+    if seconds is not None:
+        suite.set("time", f"{seconds:.3f}")
+    for check in checks:
         case = ElementTree.SubElement(
-            suite, "testcase", classname="cachemig.verify", name=f"{verdict.value}: {result.counts[verdict]}"
+            suite, "testcase", classname=f"cachemig.{name}", name=_printable(check.title or check.name)
         )
-        if _is_bad(result, verdict):
-            failures += 1
-            failure = ElementTree.SubElement(case, "failure", message=TABLE[verdict].text, type=verdict.value)
-            failure.text = _printable("\n".join(f"{c.key}: {c.why}" for c in result.cases if c.verdict is verdict))
-    suite.set("tests", str(len(Verdict)))
-    suite.set("failures", str(failures))
+        if check.says is Says.NO:
+            failure = ElementTree.SubElement(case, "failure", message=_printable(check.message), type=check.kind)
+            failure.text = _printable(check.detail)
+        elif check.says is Says.WARNING:
+            ElementTree.SubElement(case, "system-out").text = _printable(f"warning: {check.message}")
+    suite.set("tests", str(len(checks)))
+    suite.set("failures", str(sum(check.says is Says.NO for check in checks)))
     ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
 
 
-def _is_bad(result: Verified, verdict: Verdict) -> bool:
-    counts = counts_as(verdict, frozen=result.frozen)
-    if not result.counts[verdict] or counts in (Counts.GOOD, Counts.NEITHER):
-        return False
-    if counts is Counts.BAD:
-        return True
-    if verdict is Verdict.ORPHAN:
-        return not result.ignore_orphans
-    return result.counts[verdict] > result.accept_set_aside
+def _command(result: Any) -> str:
+    """The step's own name: that of its module."""
+    if hasattr(result, "command"):
+        return str(result.command).removeprefix("cachemig ")
+    module = type(result).__module__.split(".")
+    return module[2].replace("_", "-") if len(module) > 2 else module[-1]
 
 
 def _printable(text: str) -> str:

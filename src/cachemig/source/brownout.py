@@ -84,20 +84,39 @@ def _row(conn: Connection) -> tuple[Any, ...] | None:
         return conn.execute(queries.text("drop_column", "brownout_now")).fetchone()
 
 
+def revealing(conn: Connection) -> list[str]:
+    """What renames the column back, beside the end of the row; nothing where the table is gone. Reads only."""
+    row = _row(conn)
+    if row is None or row[8] is None:
+        return []
+    table = sql.Identifier(row[7], row[8])
+    parts = [
+        queries.query("drop_column", "drop_lock", table=table),
+        renaming(table, row[2], row[1]),
+        *firing(table, row[3]),
+    ]
+    return [part.as_string(conn) for part in parts]
+
+
+def renaming(table: sql.Identifier, old: str, new: str) -> sql.Composed:
+    names = {"old": sql.Identifier(old), "new": sql.Identifier(new)}
+    return queries.query("drop_column", "brownout_rename", table=table, **names)
+
+
 def rename(conn: Connection, table: sql.Identifier, old: str, new: str) -> None:
-    conn.execute(
-        queries.query("drop_column", "brownout_rename", table=table, old=sql.Identifier(old), new=sql.Identifier(new))
-    )
+    conn.execute(renaming(table, old, new))
+
+
+def firing(table: sql.Identifier, triggers: dict[str, str]) -> list[sql.Composed]:
+    """How these triggers are to fire."""
+    return [
+        queries.query(
+            "drop_column", "brownout_trigger", table=table, fires=sql.SQL(_FIRES[how]), trigger=sql.Identifier(name)
+        )
+        for name, how in triggers.items()
+    ]
 
 
 def fire(conn: Connection, table: sql.Identifier, triggers: dict[str, str]) -> None:
-    for name, how in triggers.items():
-        conn.execute(
-            queries.query(
-                "drop_column",
-                "brownout_trigger",
-                table=table,
-                fires=sql.SQL(_FIRES[how]),
-                trigger=sql.Identifier(name),
-            )
-        )
+    for statement in firing(table, triggers):
+        conn.execute(statement)

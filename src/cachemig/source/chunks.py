@@ -118,6 +118,17 @@ def lay_out(conn: Connection, table: Table, epoch: int, *, again: bool = False) 
     return layout
 
 
+def statements(conn: Connection, table: Table) -> list[str]:
+    """What lays out, for people. Reads only."""
+    width, ratio = _sampled(conn, table)
+    return [
+        queries.text("chunks", "forget_chunks"),
+        _laying_out(conn, table, width, ratio).as_string(conn),
+        queries.text("chunks", "first_chunk"),
+        queries.text("chunks", "set_layout"),
+    ]
+
+
 def _laying_out(conn: Connection, table: Table, width: float, ratio: float) -> sql.Composed:
     row = conn.execute(queries.query("chunks", "has_toast", oid=sql.Literal(table.oid))).fetchone()
     if row is None or row[0]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,6 +22,9 @@ from cachemig.source import queries
 from cachemig.source.connect import Connection, source_errors
 
 LEASE_S = 60.0
+LOOK_AGAIN: ContextVar[Callable[[Connection], None] | None] = ContextVar("LOOK_AGAIN", default=None)
+"""Called where the lease was taken, before the step: what a plan was made of is looked at where nobody can move the
+ladder any more (steps/apply.py). Raises what refuses the step."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,9 @@ def lease(conn: Connection, name: str) -> Iterator[int]:
         raise LeaseHeld(f"the lease {name!r} is held{holder}")
     fence = int(taken[0])
     try:
+        if look := LOOK_AGAIN.get():
+            LOOK_AGAIN.set(None)  # once: what comes after is this very run's own doing
+            look(conn)
         yield fence
     finally:
         if not conn.closed:

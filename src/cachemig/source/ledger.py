@@ -42,6 +42,11 @@ def write(conn: Connection, records: Sequence[Record]) -> None:
         conn.execute(queries.text("ledger", "ledger_upsert"))
 
 
+def statements() -> list[str]:
+    """What writes the ledger, for people."""
+    return [queries.text("ledger", name) for name in ("ledger_load_table", "ledger_copy", "ledger_upsert")]
+
+
 def counts(conn: Connection) -> dict[str, tuple[int, int]]:
     """Keys and bytes of each state."""
     with source_errors():

@@ -98,6 +98,23 @@ def undo(conn: Connection, table: Table, done: Done, *, lock_timeout_s: float) -
     return _written(conn, table, done.key, "undo", values, lock_timeout_s)
 
 
+def statements(table: Table, *, undo: bool = False) -> list[str]:
+    """What writes a repair, or takes it back, for people: with … for what is known only then."""
+    unknown = sql.Literal("…")
+    names = ("judged", "value", "repair", "how", "fault", "profile", "code_version", "before", "who")
+    parts = dict.fromkeys((*names, "tableoid", "ctid"), unknown)
+    return [
+        queries.query("recompute", "hold_row", **_parts(table, "…", "n_nonempty", "n_order")).as_string(None),
+        queries.query("recompute", "undo" if undo else "repair", **_parts(table, "…"), **parts).as_string(None),
+    ]
+
+
+def can_undo(conn: Connection, table: Table, done: Done) -> bool:
+    """Does the row still hold what the repair wrote? Reads only."""
+    row = read(conn, table, done.key, ())
+    return row is not None and digest(row.text.encode()) == done.after_sha256
+
+
 def _written(
     conn: Connection, table: Table, key: str, statement: str, values: Mapping[str, object], lock_timeout_s: float
 ) -> bool:

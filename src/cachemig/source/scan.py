@@ -69,8 +69,7 @@ def copy_rows(conn: Connection, query: sql.Composed) -> Generator[list[Field], N
 
     Source of the format: PostgreSQL documentation, COPY, "Binary Format".
     """
-    statement = sql.SQL("COPY ({}) TO STDOUT (FORMAT BINARY)").format(query)
-    with source_errors(), conn.cursor() as cur, cur.copy(statement) as copy:
+    with source_errors(), conn.cursor() as cur, cur.copy(_copying(query)) as copy:
         # Nothing of a row is held while the next one is received: two large values would stand beside each other.
         while block := copy.read():
             data = memoryview(block)
@@ -115,6 +114,21 @@ def read_keys(conn: Connection, table: Table, keys: Sequence[str]) -> Generator[
     """The state of each of the keys, in one snapshot with its version; text None where no row holds a value."""
     query = queries.query("scan", "read_keys", **_plain(table), keys=sql.Literal(list(keys)))
     yield from map(partial(_entry, table.settings), copy_rows(conn, query))
+
+
+def _copying(query: sql.Composed) -> sql.Composed:
+    return sql.SQL("COPY ({}) TO STDOUT (FORMAT BINARY)").format(query)
+
+
+def chunk_statement(table: Table) -> sql.Composed:
+    """What reads a chunk, without its bounds: for people."""
+    parts = {**_plain(table), **table.parts_where_shared(None)}
+    return _copying(queries.query("scan", "read_chunk", **parts, range=sql.SQL("true")))
+
+
+def keys_statement(table: Table) -> sql.Composed:
+    """What reads the state of keys, without them: for people."""
+    return _copying(queries.query("scan", "read_keys", **_plain(table), keys=sql.Literal(["…"])))
 
 
 def read_chunk_known(

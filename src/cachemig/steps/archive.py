@@ -29,10 +29,12 @@ from cachemig.errors import Refused
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import archive as source
-from cachemig.source import chunks, control
+from cachemig.source import chunks, control, queries
 from cachemig.source.archive import Identity, Mark
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
+from cachemig.steps import dry_run
+from cachemig.steps.dry_run import DryRun
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.stop import Stop
 
@@ -125,6 +127,62 @@ def archive(
     if place.url is not None:
         place.partial.unlink(missing_ok=True)
     return result
+
+
+def preview(settings: Settings, location: str, *, spool: Path | None = None) -> DryRun:
+    """What `archive` would do now. Reads only, and makes no file."""
+    place = places.place(location, spool or Path.cwd())
+    with Reconnecting(settings) as session:
+        conn = session.get()
+        table = inspect(conn, settings)
+        migration = control.require(conn, settings, "archive")
+        rows = source.identity(conn, table)
+        source.require_unambiguous(conn, table, rows)
+        is_there, is_begun = place.exists(), place.partial.exists()
+        notes = ["every row is read, and compared with what was written, in one snapshot"]
+        if is_there and not is_begun:
+            notes = ["the file is there: it would be compared again, and never written over"]
+        elif is_begun:
+            notes.append("an archive was begun there: it would go on")
+        if migration.phase is not Phase.REDIS_ONLY:
+            notes.append("the column is in use: the gate of drop-column wants one of the frozen column")
+        return DryRun(
+            f"cachemig archive --to {place.shown}",
+            migration.phase,
+            True,
+            [queries.text("archive", "register"), dry_run.journal(conn, "archive")],
+            files=[] if is_there and not is_begun else [place.shown],
+            figures={"rows_estimated": max(0, int(table.tuples)), "column_bytes_estimated": _weight(conn, table)},
+            notes=notes,
+        )
+
+
+def _weight(conn: Connection, table: Table) -> int:
+    return int(max(0, table.tuples) * chunks.sample_width(conn, table))
+
+
+def preview_forget(
+    settings: Settings, stop: Stop, location: str, keys: Collection[str], *, spool: Path | None = None
+) -> Generator[Progress, None, DryRun]:
+    """How many rows `forget` would take out. Reads the archive, and makes no file."""
+    place = places.place(location, spool or Path.cwd())
+    if not place.exists():
+        raise StoreFailed(f"{place.shown}: there is no archive", hint="check --to")
+    with place.opened() as file:
+        _, hit = yield from _search(file, stop, set(keys))
+    with connect(settings) as conn:
+        migration = control.find(conn)
+        known = migration is not None
+        shown = [dry_run.journal(conn, "archive --forget")] if known and hit else []
+    rows = sum(hit.values())
+    return DryRun(
+        f"cachemig archive --to {place.shown} --forget",
+        None if migration is None else migration.phase,
+        bool(hit),
+        shown,
+        files=[place.shown] if hit else [],
+        figures={"keys": len(set(keys)), "rows": rows, "blocks": len(hit)},
+    )
 
 
 def _head(conn: Connection, table: Table, rows: Identity, migration: control.Migration) -> Head:

@@ -26,7 +26,7 @@ from cachemig.progress import Progress
 from cachemig.source import capture, chunks, control, ledger, queries, scan
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
-from cachemig.steps import epoch
+from cachemig.steps import dry_run, epoch
 from cachemig.steps.delivery import Tally, deliver
 from cachemig.steps.orders import Orders, Paused
 from cachemig.steps.read_ahead import Ahead, Reader
@@ -85,14 +85,20 @@ class Outlook:
     chunks_done: int
     rows_estimated: int
     bytes_estimated: int
+    layout: list[str] = field(default_factory=list)
+    """What lays the table out, where that is to be done; with what a sample of the rows weighs just now."""
+    statements: list[str] = field(default_factory=list)
+    """Of each chunk. What is in %()s is known only then."""
+    redis: list[str] = field(default_factory=list)
+    """What would be written to Redis, in words."""
 
 
-def preview(settings: Settings) -> Outlook:
+def preview(settings: Settings, *, restart: bool = False) -> Outlook:
     """What `backfill` would do now. Reads only. Raises what backfill itself would be refused for."""
     with connect(settings) as conn:
         table = inspect(conn, settings)
         migration = _ready(conn, settings, table)
-        laid_out = chunks.is_laid_out(migration.layout, table, migration.epoch)
+        laid_out = not restart and chunks.is_laid_out(migration.layout, table, migration.epoch)
         totals = chunks.totals(conn)
         rows = max(0, int(table.tuples))
         return Outlook(
@@ -100,6 +106,14 @@ def preview(settings: Settings) -> Outlook:
             totals.done if laid_out else 0,
             rows,
             int(rows * chunks.sample_width(conn, table)),
+            [] if laid_out else chunks.statements(conn, table),
+            [
+                queries.text("chunks", "claim_chunk"),
+                scan.chunk_statement(table).as_string(conn),
+                *ledger.statements(),
+                queries.text("chunks", "finish_chunk"),
+            ],
+            dry_run.deliveries(settings),
         )
 
 

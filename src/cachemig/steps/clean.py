@@ -20,13 +20,15 @@ from cachemig.targets.redis import RedisTarget
 class Rubbish:
     """What clean removes, or would remove."""
 
-    schema: bool
+    control_schema: bool
     own_keys: int
     """Version and temporary keys of this migration's template."""
     values: int
     """Values under the prefix; 0 where they are to stay."""
     ledger: int
     journal: int
+    statements: tuple[str, ...] = ()
+    """That are run, or would be."""
 
 
 def clean(
@@ -56,7 +58,7 @@ def clean(
             with transaction(conn):
                 conn.execute(queries.text("control", "drop_control"))
         assert counts is not None
-        return Rubbish(True, own, held, counts[0], counts[1])
+        return Rubbish(True, own, held, counts[0], counts[1], (queries.text("control", "drop_control"),))
 
 
 def _refuse_triggers(conn: Connection, migration: control.Migration) -> None:

@@ -23,7 +23,7 @@ from cachemig.progress import Progress
 from cachemig.source import capture, control, queries
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
-from cachemig.steps import epoch
+from cachemig.steps import dry_run, epoch
 from cachemig.steps.epoch import Prepared
 from cachemig.steps.retry import Reconnecting, attempts, lock_attempts, reason
 from cachemig.stop import Stop
@@ -194,6 +194,26 @@ class _Run:
 def _still(conn: Connection, settings: Settings) -> None:
     if control.require(conn, settings, "rollback").phase is not Phase.REDIS_ONLY:
         raise LeaseHeld("another run has moved the ladder meanwhile", hint="cachemig status")
+
+
+def end_statements(
+    conn: Connection, settings: Settings, target: RedisTarget, migration: control.Migration, number: int
+) -> list[str]:
+    """What would end it, in one transaction: capture in the place of the guard again, and the phase."""
+    table = inspect(conn, settings)
+    set_phase = {"phase": Phase.CUTOVER.value, "epoch": number}
+    return [
+        queries.text("control", "lock_migration"),
+        capture.lock(table, replace=True).as_string(conn),
+        queries.text("copy_back", "late_settled"),
+        capture.unguard(table).as_string(conn),
+        *(s.as_string(conn) for s in capture.statements(table, capture.mode(conn, table), replace=True)),
+        dry_run.filled_in(conn, "control", "set_phase", set_phase),
+        queries.text("capture", "mark_known"),
+        dry_run.filled_in(conn, "control", "set_identities", {"run": target.identity().run, "marker": "…"}),
+        queries.text("cutover", "thaw"),
+        dry_run.journal(conn, "rollback", migration.phase),
+    ]
 
 
 def _fence(conn: Connection, migration: control.Migration, target: RedisTarget) -> Prepared:

@@ -22,7 +22,7 @@ from cachemig.progress import Progress
 from cachemig.source import control, queries
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.standing import backlog
-from cachemig.steps import clients, gates
+from cachemig.steps import clients, dry_run, gates
 from cachemig.steps.clients import Report, stage
 from cachemig.steps.copy_back import CopiedBack
 from cachemig.steps.gates import Measured
@@ -74,6 +74,10 @@ class Preview:
     """Names of the live clients that would be waited for."""
     copies: int | None = None
     """Keys that were written to Redis alone, and would be compared with the column."""
+    statements: list[str] = field(default_factory=list)
+    """That would be run, in one transaction for each step; where keys are copied back, those that end it."""
+    redis: list[str] = field(default_factory=list)
+    """What would be written to Redis, in words."""
 
     @property
     def refused(self) -> bool:
@@ -136,7 +140,22 @@ def preview(
         before, after = (migration.phase, migration.percent), (Phase.CUTOVER, ahead[0])
         measured = _measured(conn, settings, target, migration, after, command, no_clients)
         names = [client.name for client in clients.live(conn)]
-        return Preview(command, *before, *after, ahead[1:], measured, names)
+        shown = move_statements(conn, migration, after) if before != after else []
+        return Preview(command, *before, *after, ahead[1:], measured, names, statements=shown)
+
+
+def move_statements(conn: Connection, migration: control.Migration, after: Stage) -> list[str]:
+    """What `take` would run for this step."""
+    name = "rollback" if after[0] is Phase.DUAL_WRITE else "cutover"
+    up = ladder.gates((migration.phase, migration.percent), after)
+    move = {
+        "phase": after[0].value,
+        "percent": after[1],
+        "phase_before": migration.phase.value,
+        "percent_before": migration.percent,
+        "epoch": migration.epoch if up else None,
+    }
+    return [dry_run.filled_in(conn, "cutover", "move", move), dry_run.journal(conn, name, migration.phase)]
 
 
 def cutover(

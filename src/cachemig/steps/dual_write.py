@@ -11,10 +11,11 @@ from cachemig.config import Settings
 from cachemig.errors import LeaseHeld
 from cachemig.ladder import ALLOWED, CAPTURED, Phase
 from cachemig.progress import Progress
-from cachemig.source import capture, chunks, control, functions, queries
+from cachemig.source import capture, chunks, control, functions, ledger, queries
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
-from cachemig.steps import clients, doctor, epoch
+from cachemig.steps import clients, doctor, dry_run, epoch
+from cachemig.steps.dry_run import DryRun
 from cachemig.steps.retry import lock_attempts, reason
 from cachemig.targets.redis import RedisTarget
 
@@ -42,6 +43,38 @@ def statements(settings: Settings, *, enable: bool) -> list[str]:
                 control.require(conn, settings, "dual-write" if enable else "dual-write --disable")
             return [statement.as_string(conn) for statement in functions.statements(conn, table)] if enable else []
         return [statement.as_string(conn) for statement in _statements(conn, table, enable)]
+
+
+def preview(settings: Settings, target: RedisTarget, *, enable: bool) -> DryRun:
+    """What the step would do now, its gate included. Reads only."""
+    shown = statements(settings, enable=enable)
+    command = "dual-write" if enable else "dual-write --disable"
+    with connect(settings) as conn:
+        table = inspect(conn, settings)
+        migration = control.require(conn, settings)
+        if _is_so(conn, table, migration, enable):
+            notes = ["it is so already; the functions that applications call are made anew"] if enable else []
+            renewed = [statement.as_string(conn) for statement in functions.statements(conn, table)] if enable else []
+            return DryRun(f"cachemig {command}", migration.phase, bool(renewed), renewed, notes=notes)
+        number = epoch.foresee(migration, target) if enable else migration.epoch
+        phase = Phase.DUAL_WRITE if enable else Phase.IDLE
+        after = [dry_run.filled_in(conn, "control", "set_phase", {"phase": phase.value, "epoch": number})]
+        if enable:
+            after += [
+                queries.text("capture", "mark_known"),
+                dry_run.filled_in(conn, "control", "set_identities", {"run": target.identity().run, "marker": "…"}),
+            ]
+        recorded = dry_run.journal(conn, command, migration.phase)
+        return DryRun(
+            f"cachemig {command}",
+            migration.phase,
+            True,
+            [queries.text("control", "lock_migration"), *shown, *after, recorded],
+            redis=[f"SET {target.marker_key}: the marker of epoch {number}"] if enable else [],
+            figures={"epoch": number, "marked": sum(n for n, _ in ledger.counts(conn).values())} if enable else {},
+            gates=[dry_run.doctor_gate(settings, target, "dual-write")] if enable else [],
+            notes=["in one transaction; the table's lock is asked for lock_timeout at a time"],
+        )
 
 
 def _statements(conn: Connection, table: Table, enable: bool) -> list[sql.Composed]:

@@ -107,6 +107,11 @@ def _above(migration: control.Migration, target: RedisTarget, highest: int) -> i
     return number
 
 
+def foresee(migration: control.Migration, target: RedisTarget) -> int:
+    """The number of the epoch that would begin now. Reads only."""
+    return _above(migration, target, _look_into(target)[1])
+
+
 @dataclass(frozen=True)
 class Prepared:
     """An epoch that has begun in Redis and is to be recorded in Postgres."""

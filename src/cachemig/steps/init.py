@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -12,7 +13,8 @@ from cachemig.config import CONFIG_FILE, SECRET, Settings, fields, mask, show_du
 from cachemig.source import control, functions, queries
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
-from cachemig.steps import doctor
+from cachemig.steps import doctor, dry_run
+from cachemig.steps.dry_run import DryRun
 from cachemig.targets.redis import RedisTarget
 
 
@@ -32,6 +34,27 @@ def statements(settings: Settings) -> list[str]:
             control.require(conn, settings)
             return []
         return [statement.as_string(conn) for statement in _statements(conn, table)]
+
+
+def preview(settings: Settings, target: RedisTarget, directory: Path) -> DryRun:
+    """What `init` would do now, its gate included. Reads only."""
+    shown = statements(settings)
+    writes_file = _writes_file(settings, directory)
+    with connect(settings) as conn:
+        migration = control.find(conn)
+        if shown:
+            shown += [
+                dry_run.filled_in(conn, "control", "begin_migration", _begun_with(settings)),
+                dry_run.journal(conn, "init"),
+            ]
+    return DryRun(
+        "cachemig init",
+        None if migration is None else migration.phase,
+        bool(shown or writes_file),
+        shown,
+        files=[CONFIG_FILE] if writes_file else [],
+        gates=[dry_run.doctor_gate(settings, target, "init")] if shown else [],
+    )
 
 
 def _statements(conn: Connection, table: Table) -> list[sql.SQL | sql.Composed]:
@@ -62,20 +85,22 @@ def init(settings: Settings, target: RedisTarget, directory: Path) -> Initialise
             with transaction(conn):
                 for statement in _statements(conn, table):
                     conn.execute(statement)
-                conn.execute(
-                    queries.text("control", "begin_migration"),
-                    {
-                        "settings": Jsonb(settings.identity()),
-                        "fingerprint": settings.fingerprint(),
-                        "who": control.who(),
-                    },
-                )
+                conn.execute(queries.text("control", "begin_migration"), _begun_with(settings))
                 control.journal(conn, "init", {"settings": settings.identity()})
-    path = directory / CONFIG_FILE
-    if any(origin.startswith("cachemig.toml") for origin in settings.origins.values()) or path.exists():
+    if not _writes_file(settings, directory):
         return Initialised(created, None)
+    path = directory / CONFIG_FILE
     path.write_text(config_file(settings), encoding="utf-8")
     return Initialised(created, str(path))
+
+
+def _writes_file(settings: Settings, directory: Path) -> bool:
+    is_in_use = any(origin.startswith(CONFIG_FILE) for origin in settings.origins.values())
+    return not is_in_use and not (directory / CONFIG_FILE).exists()
+
+
+def _begun_with(settings: Settings) -> dict[str, Any]:
+    return {"settings": Jsonb(settings.identity()), "fingerprint": settings.fingerprint(), "who": control.who()}
 
 
 def config_file(settings: Settings) -> str:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cachemig.config import Settings
 from cachemig.source import control, queries
@@ -13,6 +14,9 @@ from cachemig.source.connect import Connection, connect, source_errors, transact
 from cachemig.steps.neighbour import Neighbour, in_mib
 from cachemig.steps.pace import Bucket, Duty
 from cachemig.stop import Stop
+
+if TYPE_CHECKING:
+    from cachemig.steps.dry_run import DryRun
 
 _EVERY_S = 0.5
 _MOST_SLEEP_S = 0.25
@@ -50,6 +54,22 @@ def give(settings: Settings, *, paused: bool | None = None, max_rate: int | None
                 conn.execute(queries.text("control", "set_max_rate"), {"max_rate": max_rate})
                 control.journal(conn, "throttle", {"max_rate": max_rate})
         return read(conn)
+
+
+def preview(settings: Settings, *, paused: bool | None = None, max_rate: int | None = None) -> DryRun:
+    """What `give` would do now. Reads only."""
+    from cachemig.steps import dry_run  # loads Redis's client, which status can do without
+
+    with connect(settings) as conn:
+        migration, given = control.require(conn, settings), read(conn)
+        command = "throttle" if paused is None else "pause" if paused else "resume"
+        set_it: tuple[str, dict[str, str | int | None]] = ("set_max_rate", {"max_rate": max_rate})
+        if paused is not None:
+            set_it = ("set_paused", {"by": dry_run.LATER["who"] if paused else None})
+        changes = given.max_rate != max_rate if paused is None else (given.paused_by is not None) != paused
+        shown = [dry_run.filled_in(conn, "control", *set_it), dry_run.journal(conn, command)]
+        now = f"paused by {given.paused_by}" if given.paused_by else "workers go on"
+        return dry_run.DryRun(f"cachemig {command}", migration.phase, changes, shown, notes=[f"now: {now}"])
 
 
 class Orders:

@@ -88,6 +88,8 @@ class Outlook:
     column_is_there: bool
     """True: nothing is to be gained yet."""
     choices: tuple[Choice, ...]
+    statements: tuple[str, ...] = ()
+    """What vacuum-full runs, one after the other, each by itself."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,12 @@ def _outlook(conn: Connection, table: Subject, settings: Settings) -> Outlook:
         kept_bytes=kept,
         column_is_there=there is not None,
         choices=choices(before, kept, repack=repack),
+        statements=tuple(
+            queries.query("reclaim", "reclaim_vacuum_full", table=sql.Identifier(str(row[1]), str(row[2]))).as_string(
+                None
+            )
+            for row in rows
+        ),
     )
 
 

@@ -66,6 +66,8 @@ class Recomputed:
     cases: list[Case] = field(default_factory=list)
     """The first SHOWN of each kind."""
     seconds: float = 0.0
+    statements: list[str] = field(default_factory=list)
+    """Of a dry run: what would write each repair."""
 
     @property
     def repaired(self) -> int:
@@ -86,7 +88,7 @@ class Recomputed:
             self.cases.append(case)
 
     def figures(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "cases"}
+        return {name: value for name, value in asdict(self).items() if name not in ("cases", "statements")}
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ class Undone:
     undone: int
     changed_since: int
     """Left alone: the application has written these since."""
+    dry_run: bool = False
+    """Nothing was put back: so many would be."""
+    statements: list[str] = field(default_factory=list)
+    """Of a dry run: what would put each back."""
 
 
 def recompute(
@@ -122,6 +128,8 @@ def recompute(
         table = inspect(conn, settings)
         workshop = Workshop.of(settings, conn, table, stop, force=force, annotate=annotate)
         result = Recomputed(workshop.profile, workshop.shape, dry_run)
+        if dry_run:
+            result.statements += repair.statements(table)
         wanted = keys if keys is not None else _set_aside(session)
         with Pool(workers(), workshop.limits) as pool:
             rows = _rows(session, table, wanted, workshop.columns, result)
@@ -143,18 +151,24 @@ def recompute(
 
 
 def undo(
-    settings: Settings, target: RedisTarget, stop: Stop, keys: Sequence[str] | None
+    settings: Settings, target: RedisTarget, stop: Stop, keys: Sequence[str] | None, *, dry_run: bool = False
 ) -> Generator[Progress, None, Undone]:
-    """Puts back what repairs of these keys (None: all) replaced, where the application has not written since."""
+    """Puts back what repairs of these keys (None: all) replaced, where the application has not written since.
+    `dry_run`: only counts them."""
     undone = changed = 0
     with Reconnecting(settings) as session:
         control.require(session.get(), settings, "recompute")
         table = inspect(session.get(), settings)
         for done in repair.repairs(session.get(), keys):
             stop.check(RESUME)
-            was_undone = repair.undo(session.get(), table, done, lock_timeout_s=settings.lock_timeout)
+            if dry_run:
+                was_undone = repair.can_undo(session.get(), table, done)
+            else:
+                was_undone = repair.undo(session.get(), table, done, lock_timeout_s=settings.lock_timeout)
             undone, changed = undone + was_undone, changed + (not was_undone)
             yield Progress(undone + changed, None, "keys")
+        if dry_run:
+            return Undone(undone, changed, dry_run=True, statements=repair.statements(table, undo=True))
         control.journal(session.get(), "recompute --undo", {"undone": undone, "changed_since": changed})
     if undone:
         yield from sync.sync(settings, target, stop, follow=False)

@@ -66,6 +66,8 @@ class Residue:
     """Files that are too large, or could not be opened."""
     jobs_seen: bool
     """False: pg_cron is installed, and this role may not read its jobs."""
+    source: str | None = None
+    """The source tree, as it was given."""
 
     @property
     def found(self) -> bool:
@@ -106,6 +108,7 @@ def residue(settings: Settings, source_tree: Path | None = None, *, with_columns
             files=files,
             not_read=tuple(not_read),
             jobs_seen=jobs is not False,
+            source=None if source_tree is None else str(source_tree),
         )
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from cachemig.config import Settings
 from cachemig.errors import Refused
 from cachemig.ladder import Phase
-from cachemig.source import capture, control, ledger
+from cachemig.source import capture, control, ledger, queries
 from cachemig.source.connect import Connection, connect
-from cachemig.steps import epoch
+from cachemig.steps import dry_run, epoch
+from cachemig.steps.dry_run import DryRun
 from cachemig.targets.redis import RedisTarget
 
 
@@ -23,11 +24,31 @@ class Resynced:
     """The epoch that was begun; None where single keys were marked."""
 
 
-def preview(settings: Settings, keys: Sequence[str]) -> int:
-    """How many keys `resync` would mark. Reads only."""
+def preview(settings: Settings, target: RedisTarget, keys: Sequence[str]) -> DryRun:
+    """How many keys `resync` would mark, and by what. Reads only."""
     with connect(settings) as conn:
-        _require(conn, settings)
-        return len(keys) or sum(count for count, _ in ledger.counts(conn).values())
+        migration = _require(conn, settings)
+        if keys:
+            mark = dry_run.filled_in(conn, "capture", "mark_keys", {"keys": list(keys)})
+            shown = [mark, dry_run.journal(conn, "resync")]
+            figures = {"marked": len(set(keys))}
+            return DryRun("cachemig resync", migration.phase, True, shown, figures=figures)
+        number = epoch.foresee(migration, target)
+        set_phase = {"phase": migration.phase.value, "epoch": number}
+        return DryRun(
+            "cachemig resync --all",
+            migration.phase,
+            True,
+            [
+                queries.text("control", "lock_migration"),
+                dry_run.filled_in(conn, "control", "set_phase", set_phase),
+                queries.text("capture", "mark_known"),
+                dry_run.filled_in(conn, "control", "set_identities", {"run": target.identity().run, "marker": "…"}),
+                dry_run.journal(conn, "new epoch", migration.phase),
+            ],
+            redis=[f"SET {target.marker_key}: the marker of epoch {number}"],
+            figures={"epoch": number, "marked": sum(count for count, _ in ledger.counts(conn).values())},
+        )
 
 
 def resync(settings: Settings, target: RedisTarget, keys: Sequence[str]) -> Resynced:

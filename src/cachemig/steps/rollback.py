@@ -15,9 +15,9 @@ from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import control
 from cachemig.source.connect import connect
-from cachemig.steps import clients
-from cachemig.steps.copy_back import copy_back, newer
-from cachemig.steps.cutover import Moved, Preview, take
+from cachemig.steps import clients, epoch
+from cachemig.steps.copy_back import copy_back, end_statements, newer
+from cachemig.steps.cutover import Moved, Preview, move_statements, take
 from cachemig.steps.retry import Reconnecting
 from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
@@ -32,14 +32,20 @@ def preview(settings: Settings, target: RedisTarget) -> Preview:
         at = (migration.phase, migration.percent)
         copies = None
         after = at
+        shown: list[str] = []
+        redis: list[str] = []
         match migration.phase:
             case Phase.REDIS_ONLY:
                 after = (Phase.CUTOVER, 100.0)
                 copies = len({key for found in newer(target, migration.base) for key, _ in found})
+                number = epoch.foresee(migration, target)
+                redis = [f"SET {target.marker_key}: the fence, the marker of epoch {number}"]
+                shown = end_statements(conn, settings, target, migration, number)
             case Phase.CUTOVER:
                 after = (Phase.DUAL_WRITE, 0.0)
+                shown = move_statements(conn, migration, after)
         names = [client.name for client in clients.live(conn)]
-        return Preview(_COMMAND, *at, *after, [], [], names, copies)
+        return Preview(_COMMAND, *at, *after, [], [], names, copies, shown, redis)
 
 
 def rollback(

@@ -24,7 +24,7 @@ from cachemig.source import capture, control, queries, repair, standing
 from cachemig.source.connect import Connection, transaction
 from cachemig.source.standing import Late
 from cachemig.source.table import Table, inspect
-from cachemig.steps import clients, gates
+from cachemig.steps import clients, dry_run, gates
 from cachemig.steps.gates import Expiring, Measured
 from cachemig.steps.recompute import open_recordings
 from cachemig.steps.retry import Reconnecting, lock_attempts, reason
@@ -51,6 +51,8 @@ class Preview:
     gates: list[Measured]
     clients: list[str]
     """Names of the live clients that would be waited for."""
+    records: list[str] = field(default_factory=list)
+    """The statements that record the step, in the same transaction."""
 
     @property
     def refused(self) -> bool:
@@ -108,7 +110,15 @@ def preview(
             [statement.as_string(conn) for statement in statements(conn, table, guard)],
             measured,
             [client.name for client in clients.live(conn)],
+            _recording(conn, migration),
         )
+
+
+def _recording(conn: Connection, migration: control.Migration) -> list[str]:
+    figures = dry_run.journal(conn, "stop-writes", migration.phase)
+    if migration.phase is not Phase.CUTOVER:
+        return [figures]
+    return [dry_run.filled_in(conn, "cutover", "freeze", {"epoch": migration.epoch}), figures]
 
 
 def statements(conn: Connection, table: Table, guard: Guard) -> list[sql.Composed]:

@@ -17,10 +17,11 @@ from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import capture, control, ledger, queries, scan
 from cachemig.source.connect import Connection, connect, transaction
-from cachemig.source.standing import Backlog, backlog
+from cachemig.source.standing import backlog, late
 from cachemig.source.table import Table, inspect
-from cachemig.steps import epoch, late_writes
+from cachemig.steps import dry_run, epoch, late_writes
 from cachemig.steps.delivery import Tally, deliver
+from cachemig.steps.dry_run import DryRun
 from cachemig.steps.orders import Orders
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.stop import Stop
@@ -58,11 +59,34 @@ class Synced:
         }
 
 
-def preview(settings: Settings) -> Backlog:
+def preview(settings: Settings) -> DryRun:
     """What `sync` would deliver now. Reads only."""
     with connect(settings) as conn:
-        control.require(conn, settings, "sync")
-        return backlog(conn)
+        migration = control.require(conn, settings, "sync")
+        behind = backlog(conn)
+        if migration.phase is Phase.DROPPED:
+            return DryRun(
+                "cachemig sync", migration.phase, False, notes=["the column is dropped: nothing is delivered"]
+            )
+        table = inspect(conn, settings)
+        waiting = late(conn).waiting if migration.frozen_epoch is not None else 0
+        oldest = "" if behind.oldest_s is None else f", the oldest {behind.oldest_s:.1f} s old"
+        return DryRun(
+            "cachemig sync",
+            migration.phase,
+            bool(behind.changes or waiting),
+            [
+                queries.text("sync", "take_changes"),
+                scan.keys_statement(table).as_string(conn),
+                *ledger.statements(),
+                queries.text("sync", "fold_changes"),
+                dry_run.journal(conn, "sync"),
+            ],
+            dry_run.deliveries(settings),
+            figures={"changes": behind.changes, "oldest_s": behind.oldest_s, "late_writes": waiting},
+            notes=[f"would deliver {behind.changes:,} changes{oldest}"]
+            + ([f"would bring {waiting:,} late writes to Redis"] if waiting else []),
+        )
 
 
 def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -> Generator[Progress, None, Synced]:

@@ -23,7 +23,7 @@ from cachemig.entries.verdicts import REPAIRABLE, Counts, Outcome, Verdict, coun
 from cachemig.errors import Refused, TableUnfit
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
-from cachemig.source import capture, control
+from cachemig.source import capture, control, queries
 from cachemig.source.connect import Connection, source_errors, transaction
 from cachemig.source.scan import Known
 from cachemig.steps import epoch
@@ -83,6 +83,11 @@ class Verified:
     """Keys marked for repair."""
     accept_set_aside: int = 0
     ignore_orphans: bool = False
+    dry_run: bool = False
+    """Nothing was written, not even into the journal: it is no verification that a gate counts. `marked`: so many would
+    be."""
+    statements: list[str] = field(default_factory=list)
+    """Of a dry run: what would mark them."""
 
     @property
     def frozen(self) -> bool:
@@ -100,7 +105,8 @@ class Verified:
 
     def document(self) -> dict[str, Any]:
         """The figures, and the first cases of each verdict that is not good."""
-        return {**self.figures(), "cases": [asdict(case) for case in self.cases]}
+        more = {"dry_run": self.dry_run, "statements": self.statements}
+        return {**self.figures(), **more, "cases": [asdict(case) for case in self.cases]}
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -127,11 +133,13 @@ def verify(
     accept_set_aside: int = 0,
     ignore_orphans: bool = False,
     remove_orphans: bool = False,
+    dry_run: bool = False,
 ) -> Generator[Progress, None, Verified]:
     """A verdict for every key of the table (after the drop: of the ledger) and every key under the prefix in Redis
     (`sample`: for so many keys of the table, at random). Changes nothing but the journal; with `repair` it marks bad
     keys changed, and sync delivers what the column holds: heals them or, once the column is frozen, puts its state
-    back. An orphan may be somebody else's: it is marked, and thereby removed, only with `remove_orphans`.
+    back. An orphan may be somebody else's: it is marked, and thereby removed, only with `remove_orphans`. `dry_run`:
+    with read rights alone; neither marks nor journals.
 
     Raises SourceError or TargetError when a side cannot be read: "could not tell" is never reported as a verdict.
     Refused where a server is not the one that was filled, or the ladder was moved meanwhile; and for `repair` where
@@ -146,7 +154,12 @@ def verify(
         migration = _settled(session.get(), settings, target)
         if repair:
             _require_delivery(migration)
-        result = Verified(phase=migration.phase, accept_set_aside=accept_set_aside, ignore_orphans=ignore_orphans)
+        result = Verified(
+            phase=migration.phase,
+            accept_set_aside=accept_set_aside,
+            ignore_orphans=ignore_orphans,
+            dry_run=dry_run,
+        )
         repairable = REPAIRABLE | ({Verdict.ORPHAN} if remove_orphans else set()) if repair else frozenset[Verdict]()
         run = _Run(
             settings, target, stop, session, asking, reader, Orders(settings, stop),
@@ -160,9 +173,14 @@ def verify(
             raise
         _require_unmoved(session.get(), settings, target, migration)
         if run.repairs:
-            capture.mark(session.get(), run.repairs)
+            if dry_run:
+                result.statements.append(queries.text("capture", "mark_keys"))
+            else:
+                capture.mark(session.get(), run.repairs)
             result.marked = len(run.repairs)
         result.seconds = time.monotonic() - began
+        if dry_run:
+            return result
         # With the settings: a gate that asks for a verification wants one of the very same.
         figures = {**result.figures(), "fingerprint": settings.fingerprint()}
         control.journal(session.get(), "verify", figures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
@@ -30,6 +30,15 @@ class Finding:
     level: Level
     what: str
     do: str | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A finding of every check."""
+
+    findings: list[Finding]
+    accepted: list[str] = field(default_factory=list)
+    """Names of errors that are known, and refuse no step."""
 
 
 Said = tuple[Level, str, str | None]

@@ -20,6 +20,8 @@ from cachemig.targets.cluster import ClusterTarget
 from cachemig.targets.faults import CLUSTER_HINT, target_errors
 from cachemig.targets.redis import RedisTarget
 
+_READING = frozenset({"PTTL", "GET under the prefix", "SCAN", "INFO", "TIME"})
+"""Of what is tried, that which needs no right to write, and leaves nothing behind."""
 _SCANS = 50
 _SCAN_COUNT = 2000
 
@@ -82,6 +84,8 @@ def _abilities(t: Target) -> Said:
         ("INFO", lambda: t.client.info("server")),
         ("TIME", lambda: t.client.time()),
     )
+    if not t.seen.writes:
+        tries = tuple((name, attempt) for name, attempt in tries if name in _READING)
     lacking = []
     for name, attempt in tries:
         try:
@@ -97,7 +101,10 @@ def _abilities(t: Target) -> Said:
             lacking.append(f"{name} ({exc})")
     if lacking:
         return error(f"does not work with this server and user: {'; '.join(lacking)}", errors.TargetForbidden.hint)
-    return ok(f"all of these work: {', '.join(name for name, _ in tries)}")
+    found = f"all of these work: {', '.join(name for name, _ in tries)}"
+    if not t.seen.writes:
+        return note(f"{found}; what writes was not tried", "cachemig doctor, as the user that runs the workers")
+    return ok(found)
 
 
 def _name_at(t: Target) -> str:

@@ -29,6 +29,8 @@ class Seen:
     """Keys that the ledger says are in Redis. None: not known."""
     alone: bool = False
     """Redis has the only copy of what is written."""
+    writes: bool = True
+    """Scratch keys may be written to Redis."""
     clocks: dict[str, float] = field(default_factory=dict)
     """Seconds by which a server's clock is ahead of this machine's."""
 

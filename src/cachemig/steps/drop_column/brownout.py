@@ -19,9 +19,11 @@ from cachemig.errors import LockNotGranted, Refused
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import control, queries
-from cachemig.source.brownout import TRIES, end, fire, now, rename
+from cachemig.source.brownout import TRIES, end, fire, firing, now, rename, renaming, revealing
 from cachemig.source.connect import Connection, connect, source_errors, transaction
+from cachemig.steps import dry_run
 from cachemig.steps.drop_column.inspect import find
+from cachemig.steps.dry_run import DryRun
 from cachemig.stop import Stop
 
 SUFFIX = "__cachemig_brownout"
@@ -60,13 +62,7 @@ def brownout(
     back when the next command finds the deadline past, or `end()` is called.
     """
     with connect(settings) as conn:
-        state = control.require(conn, settings)
-        if state.phase is not Phase.REDIS_ONLY:
-            raise Refused(
-                f"a brownout is not allowed in phase {state.phase.value!r}: applications may still read the column",
-                hint="cachemig status says which step comes next",
-            )
-        refuse(conn)
+        _ready(conn, settings)
         rate = yield from _rate_before(conn, stop, min(10.0, seconds / 10) if baseline_s is None else baseline_s)
         with control.lease(conn, "ladder"):
             table = _hide(conn, settings, stop, seconds)
@@ -100,6 +96,55 @@ def brownout(
         return result
 
 
+def preview(settings: Settings, *, seconds: float) -> DryRun:
+    """What a brownout of so many seconds would run, to hide the column and to bring it back. Reads only."""
+    with connect(settings) as conn:
+        state = _ready(conn, settings)
+        table = find(conn, settings)
+        hidden = hidden_name(settings.column)
+        own = conn.execute(queries.text("drop_column", "brownout_own_triggers"), {"oid": table.oid}).fetchall()
+        begin = {
+            "oid": table.oid,
+            "column": settings.column,
+            "hidden": hidden,
+            "triggers": Jsonb(dict(own)),
+            "seconds": seconds,
+        }
+        return DryRun(
+            f"cachemig drop-column --brownout {show_duration(seconds)}",
+            state.phase,
+            True,
+            [
+                queries.text("drop_column", "brownout_create"),
+                queries.query("drop_column", "drop_lock", table=table.identifier).as_string(conn),
+                *(
+                    statement.as_string(conn)
+                    for statement in firing(table.identifier, dict.fromkeys((str(name) for name, _ in own), "D"))
+                ),
+                dry_run.filled_in(conn, "drop_column", "brownout_begin", begin),
+                renaming(table.identifier, settings.column, hidden).as_string(conn),
+                queries.text("drop_column", "brownout_end"),
+                renaming(table.identifier, hidden, settings.column).as_string(conn),
+                *(statement.as_string(conn) for statement in firing(table.identifier, dict(own))),
+                dry_run.journal(conn, "drop-column --brownout"),
+            ],
+            notes=["in two transactions: the column is hidden in between"],
+        )
+
+
+def preview_end(settings: Settings) -> DryRun:
+    """What --end-brownout would do now. Reads only."""
+    with connect(settings) as conn:
+        state, hidden = control.find(conn), now(conn)
+        return DryRun(
+            "cachemig drop-column --end-brownout",
+            None if state is None else state.phase,
+            hidden is not None,
+            [] if hidden is None else [queries.text("drop_column", "brownout_end"), *revealing(conn)],
+            notes=["no brownout is under way" if hidden is None else f"{hidden.column} would have its name again"],
+        )
+
+
 def refuse(conn: Connection) -> None:
     """Raises Refused while a brownout is under way: the column has another name then."""
     hidden = now(conn)
@@ -107,6 +152,17 @@ def refuse(conn: Connection) -> None:
         raise Refused(
             f"{hidden.column} is hidden by a brownout of {hidden.who} until {hidden.ends_at:%H:%M:%S %Z}", hint=END
         )
+
+
+def _ready(conn: Connection, settings: Settings) -> control.Migration:
+    state = control.require(conn, settings)
+    if state.phase is not Phase.REDIS_ONLY:
+        raise Refused(
+            f"a brownout is not allowed in phase {state.phase.value!r}: applications may still read the column",
+            hint="cachemig status says which step comes next",
+        )
+    refuse(conn)
+    return state
 
 
 def _rate_before(conn: Connection, stop: Stop, seconds: float) -> Generator[Progress, None, float]:
