@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 ALWAYS = ("dsn", "redis_url", "table", "column", "key_column")
 """Settings shown in the help of every command; each command names what else matters to it. All are accepted."""
-OFFLINE = ("doctor", "recompute")
+OFFLINE = ("doctor", "recompute", "report")
 """Commands that can be of use without Postgres. All others first end a brownout that is overdue."""
 
 

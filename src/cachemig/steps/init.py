@@ -9,7 +9,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from cachemig.config import CONFIG_FILE, SECRET, Settings, fields, mask, show_duration
-from cachemig.source import control, functions, queries
+from cachemig.source import control, functions, queries, standing
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import doctor
@@ -70,7 +70,16 @@ def init(settings: Settings, target: RedisTarget, directory: Path) -> Initialise
                         "who": control.who(),
                     },
                 )
-                control.journal(conn, "init", {"settings": settings.identity()})
+                disk = standing.on_disk(conn, table.oid)
+                control.journal(
+                    conn,
+                    "init",
+                    {
+                        "settings": settings.identity(),
+                        "table_bytes": disk.table,
+                        "database_bytes": disk.database,
+                    },
+                )
     path = directory / CONFIG_FILE
     if any(origin.startswith("cachemig.toml") for origin in settings.origins.values()) or path.exists():
         return Initialised(created, None)
