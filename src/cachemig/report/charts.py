@@ -6,6 +6,7 @@ Whatever is given as text is escaped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -18,7 +19,7 @@ _TICKS = 4
 
 def histogram(title: str, bars: Sequence[tuple[str, float]], show: Callable[[float], str]) -> str:
     """A bar for each (label, number), side by side."""
-    most = max((n for _, n in bars), default=0) or 1
+    most = _above(max((n for _, n in bars), default=0), 1)
     width = (RIGHT - LEFT) / max(1, len(bars))
     shapes = [_scale(most, show)]
     step = -(-len(bars) // 5) or 1
@@ -35,35 +36,40 @@ def histogram(title: str, bars: Sequence[tuple[str, float]], show: Callable[[flo
     return _svg(title, told, TOP + ROOM + FOOT, shapes)
 
 
-def line(
-    title: str, points: Sequence[tuple[str, float]], show: Callable[[float], str], *, labels: Sequence[str]
+def steps(
+    title: str, heights: Sequence[float], show: Callable[[float], str], *, labels: Sequence[str], unit: float = 1
 ) -> str:
-    """A curve through the points, which stand at equal distances; `labels` along the axis below it."""
-    most = max((y for _, y in points), default=0) or 1
+    """A curve of steps, each as wide as the others; `labels` along the axis below it, from its left to its right end."""
+    most = _above(max(heights, default=0), unit)
     shapes = [_scale(most, show)]
-    places = [1000 * (at + 0.5) / len(points) for at in range(len(points))]
-    curve = " ".join(f"{x:.1f},{1000 - 1000 * y / most:.1f}" for x, (_, y) in zip(places, points, strict=True))
-    if points:
-        first, last = places[0], places[-1]
-        if len(points) == 1:  # a curve needs two
-            first, last, curve = 0, 1000, f"0,{1000 - 1000 * points[0][1] / most:.1f} 1000,{1000 - 1000 * points[0][1] / most:.1f}"
-        shapes.append(
-            f'<svg x="{LEFT}%" y="{TOP}" width="{RIGHT - LEFT}%" height="{ROOM}" viewBox="0 0 1000 1000" '
-            f'preserveAspectRatio="none" overflow="visible"><polygon class="area" points="{first:.1f},1000 {curve} {last:.1f},1000"/>'
-            f'<polyline class="curve" points="{curve}" vector-effect="non-scaling-stroke"/></svg>'
-        )
+    places = [1000 * at / max(1, len(heights)) for at in range(len(heights) + 1)]
+    tops = [1000 - 1000 * height / most for height in heights]
+    corners = [
+        f"{x:.1f},{y:.1f}"
+        for y, begin, end in zip(tops, places[:-1], places[1:], strict=True)
+        for x in (begin, end)
+    ]  # fmt: skip
+    curve = " ".join(corners)
+    shapes.append(
+        f'<svg x="{LEFT}%" y="{TOP}" width="{RIGHT - LEFT}%" height="{ROOM}" viewBox="0 0 1000 1000" '
+        f'preserveAspectRatio="none" overflow="visible"><polygon class="area" points="0,1000 {curve} 1000,1000"/>'
+        f'<polyline class="curve" points="{curve}" vector-effect="non-scaling-stroke"/></svg>'
+    )
     for at, label in enumerate(labels):
         share = at / max(1, len(labels) - 1)
         anchor = "start" if at == 0 else "end" if at == len(labels) - 1 else "middle"
         shapes.append(_label(LEFT + share * (RIGHT - LEFT), TOP + ROOM + 18, label, anchor))
-    ends = f"from {labels[0]} to {labels[-1]}; " if labels else ""
-    told = f"{ends}at most {show(most)}, {show(sum(y for _, y in points) / max(1, len(points)))} on average"
+    mean = sum(heights) / max(1, len(heights))
+    told = f"from {labels[0]} to {labels[-1]}; at most {show(max(heights, default=0))}, {show(mean)} on average"
     return _svg(title, told, TOP + ROOM + FOOT, shapes)
 
 
-def bars(title: str, rows: Sequence[tuple[str, float, str]], show: Callable[[float], str]) -> str:
-    """A lying bar for each (label, number, class of its colour), one below the other, with its number."""
-    most = max((n for _, n, _ in rows), default=0) or 1
+def bars(
+    title: str, rows: Sequence[tuple[str, float, str]], show: Callable[[float], str], *, whole: float | None = None
+) -> str:
+    """A lying bar for each (label, number, class of its colour), one below the other, with its number. `whole`: what
+    fills the width; else the largest number does."""
+    most = whole or max((n for _, n, _ in rows), default=0) or 1
     shapes = []
     for at, (label, n, colour) in enumerate(rows):
         y = 16 + at * 42
@@ -102,6 +108,15 @@ def lanes(title: str, stretches: Sequence[tuple[str, float, float, str]], labels
         place = left if at == 0 else 100
         shapes.append(_label(place, foot + 16, label, "start" if at == 0 else "end"))
     return _svg(title, "; ".join(told for *_, told in stretches), foot + 24, shapes)
+
+
+def _above(number: float, unit: float) -> float:
+    """A round number of units, not below this one."""
+    size = number / unit
+    if size <= 0:
+        return unit
+    power = 10 ** math.floor(math.log10(size))
+    return next(r * power for r in (1, 2, 4, 5, 8, 10) if r * power >= size * 0.999999) * unit
 
 
 def _scale(most: float, show: Callable[[float], str]) -> str:

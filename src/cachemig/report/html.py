@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ from cachemig.report import charts
 from cachemig.units import in_bytes, in_time
 
 _HERE = Path(__file__).parent
-_TONE = {"good": "✓", "wait": "…", "bad": "✕"}
+_TONE = {"good": "✓", "wait": "○", "bad": "✕"}
 _BARS = 24
 _HOURS = (1, 2, 3, 6, 12, 24, 48, 96, 168, 336, 720, 2160)
 
@@ -31,7 +33,9 @@ def render(document: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(bytes=in_bytes, time=in_time, count=_count, moment=_moment, figures=figures)
+    environment.filters.update(
+        bytes=in_bytes, time=in_time, count=_count, moment=_moment, figures=figures, breakable=_breakable
+    )
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     try:
@@ -64,24 +68,30 @@ def embedded(document: Mapping[str, Any]) -> str:
 
 
 def figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Figures of a command for people, as (name, value); what is 0 or nothing is left out."""
+    """Figures of a command for people, as (name, value); what is 0 or nothing is left out, and so is what the report has
+    a place of its own for."""
     said: list[tuple[str, str]] = []
     for name, value in found.items():
         words = name.replace("_", " ")
-        if isinstance(value, dict):
-            said += [(f"{words}: {inner}", text) for inner, text in figures(value)]
-        elif isinstance(value, list):
-            said += [(words, ", ".join(map(str, value)))] if value else []
-        elif value is None or value is False or value in (0, ""):
+        if (
+            name in ("figures", "limits", "sha256", "checked_at")
+            or value is None
+            or value is False
+            or value in (0, "", [], {})
+        ):
             continue
-        elif value is True:
-            said.append((words, "yes"))
-        elif isinstance(value, str):
-            said.append((words, value))
-        elif words.split()[-1] in ("bytes", "bytes before", "bytes after") or " bytes" in words:
-            said.append((words, in_bytes(value)))
-        elif words == "seconds" or words.endswith(" s"):
-            said.append((words.removesuffix(" s"), in_time(value)))
+        if name == "gates" and isinstance(value, dict):
+            said.append(("gates met", _count(len(value))))
+        elif isinstance(value, dict):
+            said.append((words, ", ".join(f"{text} {inner}" for inner, text in figures(value))))
+        elif isinstance(value, list):
+            said.append((words, ", ".join(map(str, value))))
+        elif isinstance(value, str | bool):
+            said.append((words, "yes" if value is True else str(value)))
+        elif "bytes" in words.split():
+            said.append((words.replace("bytes", "").replace("  ", " ").strip() or "size", in_bytes(value)))
+        elif words == "seconds":
+            said.append(("in", in_time(value)))
         else:
             said.append((words, _count(value)))
     return said
@@ -95,24 +105,25 @@ def _charts(r: Mapping[str, Any]) -> dict[str, str]:
     if r["stretches"]:
         drawn["phases"] = _phases(r)
     if slots := r["throughput"]:
-        rates = [(_moment(s["at"]), s["bytes"] / max(s["seconds"], 0.001)) for s in slots]
-        last = slots[-1]
-        end = datetime.fromisoformat(last["at"]).timestamp() + last["seconds"]
-        begin = datetime.fromisoformat(slots[0]["at"]).timestamp()
-        labels = [_moment(slots[0]["at"]), f"{in_time(end - begin)} later"]
-        drawn["throughput"] = charts.line("Backfill, bytes a second", rates, lambda y: f"{in_bytes(y)}/s", labels=labels)
+        rates = [float(s["bytes"]) / max(s["seconds"], 0.001) for s in slots]
+        begin, last = (datetime.fromisoformat(slots[at]["at"]).timestamp() for at in (0, -1))
+        labels = [_moment(slots[0]["at"]), f"{in_time(last + slots[-1]['seconds'] - begin)} later"]
+        unit = 1024.0 ** min(4, int(math.log(max(rates) or 1, 1024)))
+        drawn["throughput"] = charts.steps("Backfill, bytes a second", rates, _short, labels=labels, unit=unit)
     if sizes := r["ledger"]["sizes"]:
         known = dict((int(n), int(keys)) for n, keys in sizes)
-        bars = [(in_bytes(2 ** (n - 1) if n else 0), known.get(n, 0)) for n in range(min(known), max(known) + 1)]
+        bars = [(_short(2 ** (n - 1) if n else 0), known.get(n, 0)) for n in range(min(known), max(known) + 1)]
         drawn["sizes"] = charts.histogram("Keys by the size of their value, from", bars, _count)
     if expiries := r["ledger"]["expiries"]:
         if bars := _expiries(expiries):
             drawn["expiries"] = charts.histogram("Keys by the time that is left to them", bars, _count)
     if latency := _latency(r["readings"]):
-        drawn["latency"] = charts.bars("Time of a read as applications measured it", latency, lambda ms: f"{ms:,.2f} ms")
+        drawn["latency"] = charts.bars(
+            "Time of a read as applications measured it", latency, lambda ms: f"{ms:,.2f} ms"
+        )
     hits = [(f"{_moment(x['at'])}: {x['what']}", 100 * x["hit_rate"], "") for x in reads(r["readings"])]
     if hits:
-        drawn["hits"] = charts.bars("Of the reads from Redis, found there", hits, lambda n: f"{n:.1f} %")
+        drawn["hits"] = charts.bars("Of the reads from Redis, found there", hits, lambda n: f"{n:.1f} %", whole=100)
     if len(r["sizes"]) > 1:
         of = [(f"{_moment(s['at'])}: {s['what']}", float(s["table"]), "") for s in r["sizes"]]
         drawn["disk"] = charts.bars("Table on disk", of, in_bytes)
@@ -153,14 +164,16 @@ def _expiries(found: list[list[int | None]]) -> list[tuple[str, float]]:
 
 def _latency(readings: list[Mapping[str, Any]]) -> list[tuple[str, float, str]]:
     """Percentiles of the column as they were told last (before), and of Redis as they were told last (after)."""
-    rows: list[tuple[str, float, str]] = []
-    for path, what, colour in (("column", "before, from the column", "before"), ("redis", "after, from Redis", "")):
-        told = [x["figures"].get("latency_ms", {}).get(path) for x in readings]
-        newest = next((t for t in reversed(told) if t and t.get("n")), None)
-        for p in ("p50", "p95", "p99") if newest else ():
-            if newest and p in newest:
-                rows.append((f"{p} {what}", float(newest[p]), colour))
-    return rows
+    newest: dict[str, Mapping[str, Any]] = {}
+    for x in readings:
+        newest |= {path: told for path, told in x["figures"].get("latency_ms", {}).items() if told.get("n")}
+    of = (("column", "from the column, before", "before"), ("redis", "from Redis, after", ""))
+    return [
+        (f"{p} {what}", float(newest[path][p]), colour)
+        for p in ("p50", "p95", "p99")
+        for path, what, colour in of
+        if p in newest.get(path, {})
+    ]
 
 
 def reads(readings: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -176,6 +189,11 @@ def reads(readings: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
 # Text ---------------------------------------------------------------------------------------------------------------
 
 
+def _short(count: float) -> str:
+    """Bytes, without a decimal that says nothing: 4 KB, 1.5 KB."""
+    return in_bytes(count).replace(".0 ", " ")
+
+
 def _count(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:,.3g}"
 
@@ -183,6 +201,13 @@ def _count(value: float) -> str:
 def _moment(at: str) -> str:
     """2026-01-31 12:00:00, of an ISO time in UTC."""
     return at[:19].replace("T", " ")
+
+
+def _breakable(name: str) -> Any:
+    """A name that a narrow line may break behind its dots and underscores."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[._])", name))  # noqa: S704  # parts are escaped
 
 
 def _visible(value: Any) -> Any:

@@ -7,6 +7,7 @@ of texts that commands and servers wrote only what is known to hold none is take
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 from psycopg import sql
 
 from cachemig import __version__
-from cachemig.config import Settings, fields
+from cachemig.config import Settings, fields, show_duration
 from cachemig.entries.verdicts import TABLE, Counts, Verdict, counts_as
 from cachemig.errors import ConfigError, Refused, TargetError
 from cachemig.ladder import Phase
@@ -376,7 +377,9 @@ def conclude(
         )
     if unmet:
         line = f"Not yet safe to drop: {len(unmet)} of {len(gates)} gates are not met."
-        return Conclusion(tone, line, [f"{g['gate']}: {g['figure']} (wanted: {g['demands']}); {g['command']}" for g in unmet])
+        return Conclusion(
+            tone, line, [f"{g['gate']}: {g['figure']} (wanted: {g['demands']}); {g['command']}" for g in unmet]
+        )
     return Conclusion("good", "Safe to drop: every gate of drop-column is met.", [])
 
 
@@ -441,7 +444,9 @@ def _redis_versions(target: RedisTarget) -> dict[str, str]:
     target.ping()
     for server in target.servers():
         info = server.client.info("server")
-        name, number = ("Valkey", info["valkey_version"]) if "valkey_version" in info else ("Redis", info.get("redis_version"))
+        name, number = (
+            ("Valkey", info["valkey_version"]) if "valkey_version" in info else ("Redis", info.get("redis_version"))
+        )
         found.add(f"{name} {number or 'not told'}")
     return {"Redis": ", ".join(sorted(found))}
 
@@ -457,8 +462,12 @@ def _targets(conn: Connection, settings: Settings) -> dict[str, str]:
 
 
 def _settings(settings: Settings) -> list[tuple[str, str, str, bool]]:
-    identity = {f.name for f in fields() if f.metadata["identity"]}
-    return [(name, value, origin, name in identity) for name, value, origin in settings.shown()]
+    about = {f.name: f.metadata for f in fields()}
+
+    def shown(name: str, value: str) -> str:
+        return show_duration(getattr(settings, name)) if about[name]["metavar"] == "DURATION" else value
+
+    return [(name, shown(name, value), at, bool(about[name]["identity"])) for name, value, at in settings.shown()]
 
 
 def _archive(stands: Status) -> dict[str, Any] | None:
@@ -546,7 +555,7 @@ def _readings(journal: Sequence[Sequence[Any]], everyone: Collection[clients.Cli
     ]
     total = clients.report(client.stats for client in everyone)
     if total.total("redis") or total.total("column"):
-        found.append(Reading(_utc(now), f"all {len(everyone):,} clients since they started", safe(total.figures())))
+        found.append(Reading(_utc(now), "clients, since start", safe(total.figures())))
     return found
 
 
@@ -624,17 +633,25 @@ def rehearsed(document: Mapping[str, Any], *, show_keys: bool) -> dict[str, Any]
     """What `cachemig rehearse` wrote, as far as it is known. What its commands printed may name keys of the rows that it
     was given, and is taken over only with `show_keys`."""
     kept: dict[str, Any] = {
-        name: document[name] for name in ("verdict", "reason", "seconds", "at") if _is_plain(document.get(name))
+        name: str(document[name]) for name in ("verdict", "reason") if _is_plain(document.get(name))
     }
+    kept |= _seconds(document)
     kept["steps"] = []
-    for step in document.get("steps") or []:
+    steps = document.get("steps")
+    for step in steps if isinstance(steps, list) else []:
         if isinstance(step, dict):
-            names = ("command", "why", "exit_code", "seconds", *(("output",) if show_keys else ()))
-            kept["steps"].append({name: step[name] for name in names if _is_plain(step.get(name))})
+            names = ("command", "why", "exit_code", *(("output",) if show_keys else ()))
+            plain = {name: str(step[name]) for name in names if _is_plain(step.get(name))}
+            kept["steps"].append(plain | _seconds(step))
     for name in ("sql", "lint"):
         value = document.get(name)
         kept[name] = [_told(item) for item in (value if isinstance(value, list) else [])]
     return kept
+
+
+def _seconds(found: Mapping[str, Any]) -> dict[str, float]:
+    seconds = found.get("seconds")
+    return {"seconds": seconds} if isinstance(seconds, int | float) and 0 <= seconds < math.inf else {}
 
 
 def _is_plain(value: object) -> bool:
