@@ -1,5 +1,5 @@
-"""Charts as inline SVG: text stays as large as it is at every width, because places are shares of the width and only the
-curve itself is stretched. Each is an image with a title, a description and an alternative text; colours are the page's.
+"""Charts as inline SVG. Text is as large at every width, because places are shares of the width and only the curve
+itself is stretched. Each is an image with a title, a description and an alternative text; colours are the page's.
 
 Whatever is given as text is escaped.
 """
@@ -39,7 +39,7 @@ def histogram(title: str, bars: Sequence[tuple[str, float]], show: Callable[[flo
 def steps(
     title: str, heights: Sequence[float], show: Callable[[float], str], *, labels: Sequence[str], unit: float = 1
 ) -> str:
-    """A curve of steps, each as wide as the others; `labels` along the axis below it, from its left to its right end."""
+    """A curve of steps, each as wide as the others; `labels` along the axis below it, from end to end."""
     most = _above(max(heights, default=0), unit)
     shapes = [_scale(most, show)]
     places = [1000 * at / max(1, len(heights)) for at in range(len(heights) + 1)]
@@ -72,12 +72,12 @@ def bars(
     most = whole or max((n for _, n, _ in rows), default=0) or 1
     shapes = []
     for at, (label, n, colour) in enumerate(rows):
-        y = 16 + at * 42
+        y, width = 16 + at * 42, max(0.4, 100 * n / most)
         shapes += [
             _label(0, y, label, "start", "name"),
             _label(100, y, show(n), "end", "value"),
             f'<rect class="track" x="0" y="{y + 7}" width="100%" height="10" rx="2"/>',
-            f'<rect class="bar {colour}" x="0" y="{y + 7}" width="{max(0.4, 100 * n / most):.2f}%" height="10" rx="2"/>',
+            f'<rect class="bar {colour}" x="0" y="{y + 7}" width="{width:.2f}%" height="10" rx="2"/>',
         ]
     told = ", ".join(f"{label}: {show(n)}" for label, n, _ in rows)
     return _svg(title, told, 42 * len(rows) + 2, shapes)
@@ -115,7 +115,7 @@ def _above(number: float, unit: float) -> float:
     size = number / unit
     if size <= 0:
         return unit
-    power = 10 ** math.floor(math.log10(size))
+    power = 10.0 ** math.floor(math.log10(size))
     return next(r * power for r in (1, 2, 4, 5, 8, 10) if r * power >= size * 0.999999) * unit
 
 

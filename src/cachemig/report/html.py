@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, nothing fetched from anywhere, and a policy in it that says so to the browser.
+"""The report as one HTML file: no script, nothing fetched from anywhere, and a policy in it that the browser enforces.
 
 The page is a function of the document alone: the same document gives the same bytes.
 """
@@ -68,8 +68,8 @@ def embedded(document: Mapping[str, Any]) -> str:
 
 
 def figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Figures of a command for people, as (name, value); what is 0 or nothing is left out, and so is what the report has
-    a place of its own for."""
+    """Figures of a command for people, as (name, value). What is 0 or nothing is left out, and what the report has a
+    place of its own for."""
     said: list[tuple[str, str]] = []
     for name, value in found.items():
         words = name.replace("_", " ")
@@ -111,12 +111,11 @@ def _charts(r: Mapping[str, Any]) -> dict[str, str]:
         unit = 1024.0 ** min(4, int(math.log(max(rates) or 1, 1024)))
         drawn["throughput"] = charts.steps("Backfill, bytes a second", rates, _short, labels=labels, unit=unit)
     if sizes := r["ledger"]["sizes"]:
-        known = dict((int(n), int(keys)) for n, keys in sizes)
-        bars = [(_short(2 ** (n - 1) if n else 0), known.get(n, 0)) for n in range(min(known), max(known) + 1)]
-        drawn["sizes"] = charts.histogram("Keys by the size of their value, from", bars, _count)
-    if expiries := r["ledger"]["expiries"]:
-        if bars := _expiries(expiries):
-            drawn["expiries"] = charts.histogram("Keys by the time that is left to them", bars, _count)
+        known = {int(n): int(keys) for n, keys in sizes}
+        keys = [(_short(2 ** (n - 1) if n else 0), known.get(n, 0)) for n in range(min(known), max(known) + 1)]
+        drawn["sizes"] = charts.histogram("Keys by the size of their value, from", keys, _count)
+    if bars := _expiries(r["ledger"]["expiries"]):
+        drawn["expiries"] = charts.histogram("Keys by the time that is left to them", bars, _count)
     if latency := _latency(r["readings"]):
         drawn["latency"] = charts.bars(
             "Time of a read as applications measured it", latency, lambda ms: f"{ms:,.2f} ms"
@@ -207,7 +206,7 @@ def _breakable(name: str) -> Any:
     """A name that a narrow line may break behind its dots and underscores."""
     from markupsafe import Markup, escape
 
-    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[._])", name))  # noqa: S704  # parts are escaped
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[._])", name))
 
 
 def _visible(value: Any) -> Any:

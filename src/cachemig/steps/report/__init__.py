@@ -1,19 +1,15 @@
 """report: everything that the proof of a migration is drawn from, as one document.
 
-Reads only. No value is read, and a key leaves here as the first 12 hex digits of its SHA-256 unless keys were asked for:
-of texts that commands and servers wrote only what is known to hold none is taken over (safe(), fault_name()).
+Reads only. No value is read, and a key leaves here as the first 12 hex digits of its SHA-256 unless keys were asked
+for: of texts that commands and servers wrote only what is known to hold none is taken over (redact.py).
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from psycopg import sql
@@ -21,7 +17,7 @@ from psycopg import sql
 from cachemig import __version__
 from cachemig.config import Settings, fields, show_duration
 from cachemig.entries.verdicts import TABLE, Counts, Verdict, counts_as
-from cachemig.errors import ConfigError, Refused, TargetError
+from cachemig.errors import Refused, TargetError
 from cachemig.ladder import Phase
 from cachemig.source import control, queries, standing
 from cachemig.source.connect import Connection, connect, source_errors, transaction
@@ -30,10 +26,29 @@ from cachemig.steps import clients, epoch
 from cachemig.steps import status as standing_at
 from cachemig.steps.drop_column import gated
 from cachemig.steps.drop_column.inspect import find
+from cachemig.steps.report.conclusion import conclude
+from cachemig.steps.report.document import (
+    Checked,
+    Counted,
+    Exceptional,
+    Ledger,
+    Line,
+    Ran,
+    Reading,
+    Report,
+    Size,
+    Slot,
+    Stretch,
+    read_document,
+    read_object,
+)
+from cachemig.steps.report.redact import fault_name, rehearsed, safe
+from cachemig.steps.report.redact import faults as named_faults
 from cachemig.steps.status import Status
 from cachemig.targets.redis import RedisTarget
 
-FORMAT = "cachemig report 1"
+__all__ = ["Report", "read_document", "read_object", "report"]
+
 LARGE = 100_000
 """Keys in the ledger from which on sizes and expiries are those of a sample of so many."""
 ROW_BYTES = 250
@@ -45,182 +60,6 @@ NAMED = 500
 SLOTS = 60
 HASH_DIGITS = 12
 _SIZES = [2**n for n in range(41)]
-
-
-@dataclass(frozen=True)
-class Conclusion:
-    """The first line of the report, and what stands behind it."""
-
-    tone: str
-    """`good`: safe to drop, or proven equal; `wait`: not yet; `bad`: something was found to be wrong."""
-    line: str
-    why: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the journal. Of its figures only numbers, and texts that are known to name no key."""
-
-    at: str
-    who: str
-    command: str
-    phase_from: str | None
-    phase_to: str | None
-    epoch: int | None
-    figures: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """The time spent in one phase."""
-
-    phase: str
-    percent: float | None
-    """In cutover."""
-    since: str
-    until: str
-
-
-@dataclass(frozen=True)
-class Counted:
-    """A verdict: how many keys have it, and what that means."""
-
-    verdict: str
-    keys: int
-    means: str
-    counts: str
-    """good, neither, accepted, bad."""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A verification of all keys."""
-
-    at: str
-    who: str
-    epoch: int
-    passed: bool
-    phase: str
-    same_settings: bool
-    since_drop: bool
-    bytes: int
-    seconds: float
-    accept_set_aside: int
-    counts: list[Counted]
-    faults: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Exceptional:
-    """Keys that could not be migrated for the same reason."""
-
-    state: str
-    fault: str
-    keys: int
-    named: list[str]
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """The ledger in figures."""
-
-    share: float
-    """Of its pages, that were read; below 1 all figures are estimates."""
-    states: list[tuple[str, int, int]]
-    """(state, keys, bytes)."""
-    sizes: list[tuple[int, int]]
-    """(n, keys): of 2^(n-1) bytes up to below 2^n."""
-    expiries: list[tuple[int | None, int]]
-    """(hours from now, keys); None: they do not expire."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Part of the time that backfill took."""
-
-    at: str
-    seconds: float
-    entries: float
-    bytes: float
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What clients reported, at one time: their reads by path, and latencies."""
-
-    at: str
-    what: str
-    figures: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Size:
-    """Bytes on disk at one time."""
-
-    at: str
-    what: str
-    table: int
-    database: int
-
-
-@dataclass(frozen=True)
-class Ran:
-    """SQL that one command has run, or (`undo`) that makes again what it removed."""
-
-    at: str
-    command: str
-    statements: list[str]
-    undo: bool = False
-
-
-@dataclass(frozen=True)
-class Report:
-    """The proof of a migration, to be read by who approves it."""
-
-    at: str
-    """By Postgres's clock, UTC as all times."""
-    by: str
-    keys_shown: bool
-    table: str
-    column: str
-    phase: str
-    percent: float
-    epoch: int
-    since: str
-    since_by: str
-    conclusion: Conclusion
-    versions: dict[str, str]
-    targets: dict[str, str]
-    redis_fault: str | None
-    fingerprint: str
-    settings: list[tuple[str, str, str, bool]]
-    """(name, value, origin, it decides what stands in Redis)."""
-    gates: list[dict[str, Any]]
-    """Of drop-column, where they could be measured."""
-    stretches: list[Stretch]
-    journal: list[Line]
-    journal_left_out: dict[str, int]
-    """By command: earlier lines that are not listed."""
-    checked: Checked | None
-    exceptions: list[Exceptional]
-    more_exceptions: bool
-    repairs: list[tuple[str, str, int, int]]
-    """(how, fault, keys, taken back)."""
-    late: dict[str, Any] | None
-    ledger: Ledger
-    throughput: list[Slot]
-    readings: list[Reading]
-    sizes: list[Size]
-    archive: dict[str, Any] | None
-    ran: list[Ran]
-    next_command: str
-    rehearsal: dict[str, Any] | None = None
-    format: str = FORMAT
-
-    def document(self) -> dict[str, Any]:
-        """As JSON has it: what is drawn from it, and from what was saved of it, is the same."""
-        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return document
 
 
 def report(
@@ -288,8 +127,7 @@ def report(
                 (how, fault_name(fault), int(n), int(undone))
                 for how, fault, n, undone in conn.execute(queries.text("report", "repairs"))
             ],
-            late=None if late is None else {"writes": late.writes, "deletes": late.deletes, "failed": late.failed,
-                                            "waiting": late.waiting, "writers": [[w, n, _utc(at)] for w, n, at in late.writers]},
+            late=None if late is None else _late(late),
             ledger=_ledger(conn, large),
             throughput=[
                 Slot(_utc(at), round(seconds, 3), round(entries, 1), round(nbytes, 1))
@@ -302,85 +140,6 @@ def report(
             next_command=stands.next_command,
             rehearsal=None if rehearsal is None else rehearsed(rehearsal, show_keys=show_keys),
         )  # fmt: skip
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """A document that `--run-json` saved. Raises ConfigError where it is none."""
-    document = read_object(path)
-    if document.get("format") != FORMAT:
-        raise ConfigError(
-            f"{path}: not a document of this version's report", hint="cachemig report --run-json FILE saves one"
-        )
-    return document
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises ConfigError."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file", hint="cachemig report --help") from None
-    except (OSError, ValueError, RecursionError) as exc:
-        raise ConfigError(f"{path}: cannot be read as JSON: {exc}", hint="cachemig report --help") from exc
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: holds no JSON object", hint="cachemig report --help")
-    return document
-
-
-# The conclusion -----------------------------------------------------------------------------------------------------
-
-
-def conclude(
-    stands: Status,
-    migration: control.Migration,
-    checked: Checked | None,
-    gates: Sequence[Mapping[str, Any]],
-    not_told: str | None,
-    server_changed: str | None,
-) -> Conclusion:
-    """Safe to drop, or not yet; once dropped: proven equal, or what is not. `not_told`: why something could not be
-    looked at, which is never taken for good. `server_changed`: why Redis may have lost what was compared."""
-    wrong = [f"the last verification found {c.keys:,} {c.verdict}" for c in checked.counts if c.counts == "bad"] if (
-        checked is not None and not checked.passed
-    ) else []  # fmt: skip
-    tone = "bad" if wrong else "wait"
-    if migration.phase is Phase.DROPPED:
-        why = [*wrong]
-        if not_told:
-            why.append(not_told)
-        if server_changed:
-            why.append(server_changed)
-        if checked is None or not checked.since_drop:
-            why.append("no verification of all keys since the column was dropped: cachemig verify")
-        elif checked.epoch != migration.epoch or not checked.same_settings:
-            why.append("the last verification is of an earlier epoch, or of other settings: cachemig verify")
-        if checked is not None and not checked.passed and not wrong:
-            why.append("the last verification did not pass: cachemig verify")
-        if stands.column_is_there:
-            why.append("the table has a column of this name again")
-        if why:
-            return Conclusion(tone, "The column is dropped; that nothing was lost is not proven now.", why)
-        assert checked is not None
-        good = sum(c.keys for c in checked.counts if c.counts == "good")
-        rest = [f"{c.keys:,} {c.verdict}: {c.means}" for c in checked.counts if c.counts in ("accepted", "neither")]
-        return Conclusion(
-            "good", f"Dropped, and proven equal: all {good:,} keys are what the ledger says was delivered.", rest
-        )
-    if migration.phase is not Phase.REDIS_ONLY:
-        at = clients.stage(migration.phase, migration.percent)
-        why = [*wrong, f"the phase is {at}: applications still use the column", f"next: {stands.next_command}"]
-        return Conclusion(tone, "Not yet safe to drop: the column is in use.", [*why, *filter(None, [not_told])])
-    unmet = [g for g in gates if not g["met"]]
-    if not_told or not gates:
-        return Conclusion(
-            tone, "Not yet safe to drop: what it wants could not be looked at.", [*wrong, *filter(None, [not_told])]
-        )
-    if unmet:
-        line = f"Not yet safe to drop: {len(unmet)} of {len(gates)} gates are not met."
-        return Conclusion(
-            tone, line, [f"{g['gate']}: {g['figure']} (wanted: {g['demands']}); {g['command']}" for g in unmet]
-        )
-    return Conclusion("good", "Safe to drop: every gate of drop-column is met.", [])
 
 
 def _gates(
@@ -431,7 +190,7 @@ def _checked(conn: Connection, migration: control.Migration) -> Checked | None:
         seconds=float(figures.get("seconds") or 0),
         accept_set_aside=accepted,
         counts=counts,
-        faults=_faults(figures.get("faults") or {}),
+        faults=named_faults(figures.get("faults") or {}),
     )
 
 
@@ -479,53 +238,7 @@ def _archive(stands: Status) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-# The journal --------------------------------------------------------------------------------------------------------
-
-_TEXTS = frozenset(
-    {"accepted", "because", "began_anew", "broken", "capture", "checked_at", "column", "columns", "ended_early", "guard",
-     "held_up_by", "location", "method", "phase", "reason", "sha256", "table"}
-)  # fmt: skip
-"""Figures whose texts the tool makes itself, of names and reasons. No other text of a figure is shown."""
-_NAME = re.compile(r"[a-z][a-z0-9_.% -]{0,40}", re.IGNORECASE)
-_FAULT = re.compile(r"[a-z][a-z-]{0,40}")
-_ELSEWHERE = frozenset({"sql", "recreate", "settings", "shadow", "fingerprint", "cases"})
-"""Shown in a place of their own; `shadow` is by client, and `cases` are keys."""
-
-
-def safe(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers, and the texts that are known to hold no key and no value."""
-    kept: dict[str, Any] = {}
-    for name, value in figures.items():
-        if name in _ELSEWHERE or not _NAME.fullmatch(name):
-            continue
-        if name == "faults" and isinstance(value, dict):
-            kept[name] = _faults(value)
-        elif name == "gates" and isinstance(value, dict):
-            kept[name] = {k: v for k, v in value.items() if isinstance(v, str)}
-        elif isinstance(value, dict):
-            kept[name] = safe(value)
-        elif value is None or isinstance(value, bool | int | float):
-            kept[name] = value
-        elif name in _TEXTS and isinstance(value, str | list):
-            kept[name] = value if isinstance(value, str) else [v for v in value if isinstance(v, str)]
-    return kept
-
-
-def fault_name(error: str) -> str:
-    """The name of a fault, of what the ledger says about a key: what stands behind the name may hold the key. Of what
-    Redis said, its word for it."""
-    name, _, rest = error.partition(":")
-    if name == "redis" and (said := re.match(r" ?([A-Z]{2,20})\b", rest)):
-        return f"redis: {said[1]}"
-    return name if _FAULT.fullmatch(name) else "not named"
-
-
-def _faults(found: Mapping[str, Any]) -> dict[str, int]:
-    named: dict[str, int] = {}
-    for fault, keys in found.items():
-        if isinstance(keys, int):
-            named[fault_name(fault)] = named.get(fault_name(fault), 0) + keys
-    return named
+# The journal -------------------------------------------------------------------------------------------------------
 
 
 def _line(row: Sequence[Any]) -> Line:
@@ -569,6 +282,11 @@ def _sizes(journal: Sequence[Sequence[Any]]) -> list[Size]:
     return found
 
 
+def _late(late: standing.Late) -> dict[str, Any]:
+    counts = {"writes": late.writes, "deletes": late.deletes, "failed": late.failed, "waiting": late.waiting}
+    return {**counts, "writers": [[writer, n, _utc(at)] for writer, n, at in late.writers]}
+
+
 def _ran(journal: Sequence[Sequence[Any]]) -> list[Ran]:
     found = []
     for _, at, _, command, _, _, _, figures, _ in journal:
@@ -604,7 +322,8 @@ def _exceptions(conn: Connection, *, show_keys: bool) -> tuple[list[Exceptional]
 
 def _ledger(conn: Connection, large: int) -> Ledger:
     """Of a large ledger by about so many of its keys, from pages at random."""
-    share, sample = 1.0, sql.SQL("")
+    share = 1.0
+    sample: sql.Composable = sql.SQL("")
     (known,) = conn.execute(queries.text("report", "keys_up_to"), {"limit": large + 1}).fetchone() or (0,)
     if known > large:
         (pages,) = conn.execute(queries.text("report", "ledger_pages")).fetchone() or (0,)
@@ -624,44 +343,6 @@ def _ledger(conn: Connection, large: int) -> Ledger:
         sizes=[(int(n), whole(keys)) for n, keys in rows("ledger_sizes", bounds=sql.Literal(_SIZES))],
         expiries=[(hours, whole(keys)) for hours, keys in rows("ledger_expiries")],
     )
-
-
-# The rehearsal ------------------------------------------------------------------------------------------------------
-
-
-def rehearsed(document: Mapping[str, Any], *, show_keys: bool) -> dict[str, Any]:
-    """What `cachemig rehearse` wrote, as far as it is known. What its commands printed may name keys of the rows that it
-    was given, and is taken over only with `show_keys`."""
-    kept: dict[str, Any] = {
-        name: str(document[name]) for name in ("verdict", "reason") if _is_plain(document.get(name))
-    }
-    kept |= _seconds(document)
-    kept["steps"] = []
-    steps = document.get("steps")
-    for step in steps if isinstance(steps, list) else []:
-        if isinstance(step, dict):
-            names = ("command", "why", "exit_code", *(("output",) if show_keys else ()))
-            plain = {name: str(step[name]) for name in names if _is_plain(step.get(name))}
-            kept["steps"].append(plain | _seconds(step))
-    for name in ("sql", "lint"):
-        value = document.get(name)
-        kept[name] = [_told(item) for item in (value if isinstance(value, list) else [])]
-    return kept
-
-
-def _seconds(found: Mapping[str, Any]) -> dict[str, float]:
-    seconds = found.get("seconds")
-    return {"seconds": seconds} if isinstance(seconds, int | float) and 0 <= seconds < math.inf else {}
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float)
-
-
-def _told(item: object) -> str:
-    if isinstance(item, dict):
-        return " · ".join(f"{name}: {value}" for name, value in item.items() if _is_plain(value))
-    return str(item)
 
 
 def _utc(moment: datetime) -> str:
