@@ -115,7 +115,10 @@ def test_a_whole_migration_as_a_browser_shows_it(migrating: Migrating, page: bro
 
 def reported(case: Migrating) -> None:
     """What a client reported, and what a ramp found."""
-    latency = {"redis": {"p50": 0.2, "p95": 0.4, "p99": 1.25, "n": 800}, "column": {"p50": 1, "p95": 2, "p99": 9, "n": 900}}
+    latency = {
+        "redis": {"p50": 0.2, "p95": 0.4, "p99": 1.25, "n": 800},
+        "column": {"p50": 1, "p95": 2, "p99": 9, "n": 900},
+    }
     stats = {"reads": {"redis": {"hit": 700, "miss": 100}, "column": {"hit": 900}}, "latency_ms": latency}
     case.execute(
         "INSERT INTO cachemig.client (id, name, lease_until, stats) VALUES ('c', 'app', now() - interval '1 h', %s)",
@@ -150,7 +153,10 @@ def test_the_policy_is_in_force_and_each_check_can_fail(
     assert ["img", None, None, None] not in page.evaluate(IMAGES)
     assert [None, None, None, None] in page.evaluate(IMAGES)
     for change, check in (
-        ("insertAdjacentHTML('beforeend', '<hr id=wide>'); document.querySelector('#wide').style.width = '3000px'", OVERFLOW),
+        (
+            "insertAdjacentHTML('beforeend', '<hr id=wide>'); document.querySelector('#wide').style.width = '3000px'",
+            OVERFLOW,
+        ),
         ("querySelector('svg text').setAttribute('x', '-5%')", OVERFLOW),
         ("querySelector('svg').append(document.querySelector('svg text').cloneNode(true))", OVERFLOW),
     ):

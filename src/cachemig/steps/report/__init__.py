@@ -42,7 +42,7 @@ from cachemig.steps.report.document import (
     read_document,
     read_object,
 )
-from cachemig.steps.report.redact import fault_name, rehearsed, safe
+from cachemig.steps.report.redact import fault_name, rehearsed, reported, safe
 from cachemig.steps.report.redact import faults as named_faults
 from cachemig.steps.status import Status
 from cachemig.targets.redis import RedisTarget
@@ -262,13 +262,13 @@ def _stretches(journal: Sequence[Sequence[Any]], now: datetime) -> list[Stretch]
 def _readings(journal: Sequence[Sequence[Any]], everyone: Collection[clients.Client], now: datetime) -> list[Reading]:
     """Of each step of the last ramps, and as clients report by now (those that ended within a day too)."""
     found = [
-        Reading(_utc(at), f"ramp, {figures.get('percent', 0):g} %", safe(figures.get("figures") or {}))
+        Reading(_utc(at), f"ramp, {figures.get('percent', 0):g} %", reported(figures.get("figures") or {}))
         for _, at, _, command, _, _, _, figures, _ in journal
         if command == "ramp"
     ]
     total = clients.report(client.stats for client in everyone)
     if total.total("redis") or total.total("column"):
-        found.append(Reading(_utc(now), "clients, since start", safe(total.figures())))
+        found.append(Reading(_utc(now), "clients, since start", reported(total.figures())))
     return found
 
 

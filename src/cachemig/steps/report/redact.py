@@ -7,6 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from cachemig.emg import errors as emg
+from cachemig.entries.shape import CORRUPT
+from cachemig.entries.verdicts import Verdict
+from cachemig.ladder import GATES
+from cachemig.recordings import errors as recordings
+
 _TEXTS = frozenset(
     {
         "accepted", "because", "began_anew", "broken", "capture", "checked_at", "column", "columns", "ended_early",
@@ -14,29 +20,56 @@ _TEXTS = frozenset(
     }
 )  # fmt: skip
 """Figures whose texts the tool makes itself, of names and reasons. No other text of a figure is shown."""
-_NAME = re.compile(r"[a-z][a-z0-9_.% -]{0,40}", re.IGNORECASE)
-_FAULT = re.compile(r"[a-z][a-z-]{0,40}")
-_ELSEWHERE = frozenset({"sql", "recreate", "settings", "shadow", "fingerprint", "cases"})
-"""Shown in a place of their own; `shadow` is by client, and `cases` are keys."""
+_NAME = re.compile(r"[a-z][a-z_]{0,30}")
+"""Of a figure: the commands choose it."""
+_FAULTS = frozenset({"redis", "written-meanwhile", *CORRUPT, *emg.NAMES, *recordings.NAMES})
+"""Every name of a fault. Whatever stands in its place may be a key, however much it looks like a name."""
+_WITHIN = frozenset(
+    {
+        "hit", "miss", "error", "redis", "column", "n", "p50", "p95", "p99", "ok", "redis_failed", "race",
+        "unreachable", "dropped", "reads", "fallback", "writes", "shadow", "latency_ms", *Verdict,
+    }
+)  # fmt: skip
+"""Names inside of a figure that counts by name. What clients count by is made by other programs."""
 
 
 def safe(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers, and the texts that are known to hold no key and no value."""
     kept: dict[str, Any] = {}
     for name, value in figures.items():
-        if name in _ELSEWHERE or not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name):
             continue
-        if name == "faults" and isinstance(value, dict):
-            kept[name] = faults(value)
-        elif name == "gates" and isinstance(value, dict):
-            kept[name] = {k: v for k, v in value.items() if isinstance(v, str)}
-        elif isinstance(value, dict):
-            kept[name] = safe(value)
-        elif value is None or isinstance(value, bool | int | float):
+        if isinstance(value, dict):
+            if inner := _within(name, value):
+                kept[name] = inner
+        elif _is_number(value):
             kept[name] = value
         elif name in _TEXTS and isinstance(value, str | list):
             kept[name] = value if isinstance(value, str) else [v for v in value if isinstance(v, str)]
     return kept
+
+
+def reported(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of what clients reported."""
+    inner = {k: reported(v) if isinstance(v, dict) else v for k, v in figures.items() if k in _WITHIN}
+    return {k: v for k, v in inner.items() if isinstance(v, dict) or _is_number(v)}
+
+
+def _within(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    match name:
+        case "faults" | "left":
+            return faults(value)
+        case "gates":
+            return {gate: figure for gate, figure in value.items() if gate in GATES and isinstance(figure, str)}
+        case "limits":
+            return {k: v for k, v in value.items() if k.startswith("ramp_") and _NAME.fullmatch(k) and _is_number(v)}
+        case "counts" | "figures":
+            return reported(value)
+    return {}
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float)
 
 
 def fault_name(error: str) -> str:
@@ -45,7 +78,7 @@ def fault_name(error: str) -> str:
     name, _, rest = error.partition(":")
     if name == "redis" and (said := re.match(r" ?([A-Z]{2,20})\b", rest)):
         return f"redis: {said[1]}"
-    return name if _FAULT.fullmatch(name) else "not named"
+    return name if name in _FAULTS else "not named"
 
 
 def faults(found: Mapping[str, Any]) -> dict[str, int]:
