@@ -1,49 +1,49 @@
 -- report: what the proof of a migration is drawn from. Reads only. Whatever grows with the table is read up to a limit, or
 -- by a sample of the ledger's pages.
 
--- name: on_disk
+-- name: report_on_disk
 -- (bytes of the table with its partitions, large values and indexes; bytes of the database). Also noted by init.
 SELECT coalesce((SELECT sum(pg_catalog.pg_total_relation_size(t.oid))
                  FROM (SELECT %(oid)s::oid AS oid
                        UNION SELECT relid FROM pg_catalog.pg_partition_tree(%(oid)s::oid::regclass)) AS t), 0)::bigint,
        pg_catalog.pg_database_size(pg_catalog.current_database());
 
--- name: journal
+-- name: report_journal
 -- Of each command the last %(limit)s lines, and how many there are: a sync that runs every minute must not hide the rest.
 SELECT j.id, j.at, j.who, j.command, j.phase_from, j.phase_to, j.epoch, j.figures, c.lines
 FROM (SELECT command, count(*) AS lines FROM cachemig.journal GROUP BY command) AS c
 CROSS JOIN LATERAL (SELECT * FROM cachemig.journal AS l WHERE l.command = c.command ORDER BY l.id DESC LIMIT %(limit)s) AS j
 ORDER BY j.id;
 
--- name: last_verification
+-- name: report_last_verification
 -- Of all keys, with what it found.
 SELECT at, who, epoch, figures FROM cachemig.journal
 WHERE command = 'verify' AND figures ->> 'sample' IS NULL ORDER BY id DESC LIMIT 1;
 
--- name: last_drop
+-- name: report_last_drop
 SELECT at FROM cachemig.journal WHERE command = 'drop-column' ORDER BY id DESC LIMIT 1;
 
--- name: keys_up_to
+-- name: report_keys_up_to
 SELECT count(*) FROM (SELECT FROM cachemig.entry LIMIT %(limit)s) AS e;
 
--- name: ledger_pages
+-- name: report_ledger_pages
 SELECT pg_catalog.pg_relation_size('cachemig.entry') / pg_catalog.current_setting('block_size')::bigint;
 
--- name: ledger_states
+-- name: report_ledger_states
 SELECT state, count(*), coalesce(sum(bytes), 0)::bigint FROM cachemig.entry {sample} GROUP BY state ORDER BY state;
 
--- name: ledger_sizes
+-- name: report_ledger_sizes
 -- (n, keys): values of 2^(n-1) bytes up to below 2^n.
 SELECT pg_catalog.width_bucket(bytes, {bounds}::bigint[]), count(*)
 FROM cachemig.entry {sample} WHERE state = 'delivered' AND bytes IS NOT NULL GROUP BY 1 ORDER BY 1;
 
--- name: ledger_expiries
+-- name: report_ledger_expiries
 -- (hours from now, keys); null: they do not expire. Whatever lies further away than 5 years counts as that.
 SELECT greatest(-43800, least(43800, pg_catalog.floor(
            extract(epoch FROM expires_at - pg_catalog.clock_timestamp()) / 3600)))::integer, count(*)
 FROM cachemig.entry {sample} WHERE state = 'delivered' GROUP BY 1 ORDER BY 1;
 
--- name: exceptions
+-- name: report_exceptions
 -- What could not be migrated, at most %(limit)s keys of each state. By the index entry_state.
 SELECT x.state, pg_catalog.encode(x.key_id, 'hex'), x.key, coalesce(x.error, '')
 FROM (SELECT f.* FROM (SELECT state, key_id, key, error FROM cachemig.entry WHERE state IN ('set-aside', 'failed')
@@ -53,10 +53,10 @@ FROM (SELECT f.* FROM (SELECT state, key_id, key, error FROM cachemig.entry WHER
                        ORDER BY state DESC LIMIT %(limit)s) AS s WHERE s.state = 'set-aside') AS x
 ORDER BY x.state, x.error, x.key_id;
 
--- name: repairs
+-- name: report_repairs
 SELECT how, pg_catalog.split_part(fault, ':', 1), count(*), count(undone_at) FROM cachemig.repair GROUP BY 1, 2 ORDER BY 1, 2;
 
--- name: throughput
+-- name: report_throughput
 -- (begin of a slot, its seconds, entries, bytes): what finished chunks carried, spread evenly over the time that each took.
 -- A chunk is claimed while the one before is on its way, so each stands early by about one chunk.
 WITH done AS (

@@ -1,5 +1,5 @@
-"""Debian's Chromium without a window, driven over its own pipe (--remote-debugging-pipe): JSON between two NUL bytes, so
-that no library and no port is needed."""
+"""Debian's Chromium without a window, driven over its own pipe (--remote-debugging-pipe): JSON that ends with a NUL byte.
+So no library is needed, and no port."""
 
 from __future__ import annotations
 

@@ -31,10 +31,15 @@ REHEARSAL = {
 CONTRAST = """
 (() => {
   const parse = c => { const n = c.match(/[\\d.]+/g).map(Number); return n.length > 3 ? n : [...n, 1] };
-  const light = c => { const [r, g, b] = c.slice(0, 3).map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-                       return 0.2126 * r + 0.7152 * g + 0.0722 * b };
-  const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c[3] === 1) return c }
-                        return [255, 255, 255, 1] };
+  const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = c => { const [r, g, b] = c.slice(0, 3).map(linear); return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c[3] === 1) return c;
+    }
+    return [255, 255, 255, 1];
+  };
   const found = [];
   for (const e of document.querySelectorAll('body *')) {
     if (e.closest('script') || ['title', 'desc'].includes(e.tagName)) continue;
@@ -50,18 +55,20 @@ CONTRAST = """
 # What stands out of the page, or of its chart, and labels of a chart that cover each other.
 OVERFLOW = """
 (() => {
-  const wrong = [], wide = innerWidth + 0.5;
-  if (document.documentElement.scrollWidth > innerWidth) wrong.push('the page: ' + document.documentElement.scrollWidth);
+  const wrong = [], wide = innerWidth + 0.5, page = document.documentElement.scrollWidth;
+  if (page > innerWidth) wrong.push('the page: ' + page);
   for (const e of document.querySelectorAll('body *')) {
     const box = e.getBoundingClientRect();
-    if (box.width && (box.right > wide || box.left < -0.5)) wrong.push(e.tagName + ': ' + e.textContent.trim().slice(0, 60));
+    if (box.width && (box.right > wide || box.left < -0.5)) wrong.push(e.tagName + ': ' + e.textContent.slice(0, 60));
   }
   for (const chart of document.querySelectorAll('svg.chart')) {
-    const frame = chart.getBoundingClientRect(), boxes = [...chart.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
+    const frame = chart.getBoundingClientRect();
+    const boxes = [...chart.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
     boxes.forEach(([text, b], at) => {
       if (b.left < frame.left - 1 || b.right > frame.right + 1) wrong.push('cut off: ' + text);
       for (const [other, o] of boxes.slice(at + 1))
-        if (b.left < o.right && o.left < b.right && b.top < o.bottom && o.top < b.bottom) wrong.push(text + ' covers ' + other);
+        if (b.left < o.right && o.left < b.right && b.top < o.bottom && o.top < b.bottom)
+          wrong.push(text + ' covers ' + other);
     });
   }
   return wrong;

@@ -122,6 +122,6 @@ class Disk:
 
 def on_disk(conn: Connection, oid: int) -> Disk:
     with source_errors():
-        row = conn.execute(queries.text("report", "on_disk"), {"oid": oid}).fetchone()
+        row = conn.execute(queries.text("report", "report_on_disk"), {"oid": oid}).fetchone()
     assert row is not None
     return Disk(int(row[0]), int(row[1]))

@@ -92,7 +92,7 @@ def report(
             except TargetError as exc:
                 redis_fault = str(exc)
         versions["Postgres"] = conn.info.parameter_status("server_version") or "not told"
-        journal = conn.execute(queries.text("report", "journal"), {"limit": LINES}).fetchall()
+        journal = conn.execute(queries.text("report", "report_journal"), {"limit": LINES}).fetchall()
         checked = _checked(conn, migration)
         exceptions, more = _exceptions(conn, show_keys=show_keys)
         subject = find(conn, settings)
@@ -125,14 +125,11 @@ def report(
             more_exceptions=more,
             repairs=[
                 (how, fault_name(fault), int(n), int(undone))
-                for how, fault, n, undone in conn.execute(queries.text("report", "repairs"))
+                for how, fault, n, undone in conn.execute(queries.text("report", "report_repairs"))
             ],
             late=None if late is None else _late(late),
             ledger=_ledger(conn, large),
-            throughput=[
-                Slot(_utc(at), round(seconds, 3), round(entries, 1), round(nbytes, 1))
-                for at, seconds, entries, nbytes in conn.execute(queries.text("report", "throughput"), {"slots": SLOTS})
-            ],
+            throughput=_throughput(conn),
             readings=_readings(journal, everyone, now),
             sizes=[*_sizes(journal), Size(_utc(now), "now", disk.table, disk.database)],
             archive=_archive(stands),
@@ -163,11 +160,11 @@ def _gates(
 
 
 def _checked(conn: Connection, migration: control.Migration) -> Checked | None:
-    row = conn.execute(queries.text("report", "last_verification")).fetchone()
+    row = conn.execute(queries.text("report", "report_last_verification")).fetchone()
     if row is None:
         return None
     at, who, number, figures = row
-    dropped = conn.execute(queries.text("report", "last_drop")).fetchone()
+    dropped = conn.execute(queries.text("report", "report_last_drop")).fetchone()
     accepted, frozen = int(figures.get("accept_set_aside") or 0), figures.get("phase") in ("redis-only", "dropped")
     counts = []
     for verdict in Verdict:
@@ -306,7 +303,7 @@ def _texts(value: object) -> list[str]:
 
 
 def _exceptions(conn: Connection, *, show_keys: bool) -> tuple[list[Exceptional], bool]:
-    rows = conn.execute(queries.text("report", "exceptions"), {"limit": MOST_FAULTS + 1}).fetchall()
+    rows = conn.execute(queries.text("report", "report_exceptions"), {"limit": MOST_FAULTS + 1}).fetchall()
     counted: Counter[tuple[str, str]] = Counter()
     named: dict[tuple[str, str], list[str]] = {}
     seen: Counter[str] = Counter()
@@ -320,13 +317,18 @@ def _exceptions(conn: Connection, *, show_keys: bool) -> tuple[list[Exceptional]
     return found, any(n > MOST_FAULTS for n in seen.values())
 
 
+def _throughput(conn: Connection) -> list[Slot]:
+    rows = conn.execute(queries.text("report", "report_throughput"), {"slots": SLOTS}).fetchall()
+    return [Slot(_utc(at), round(s, 3), round(entries, 1), round(nbytes, 1)) for at, s, entries, nbytes in rows]
+
+
 def _ledger(conn: Connection, large: int) -> Ledger:
     """Of a large ledger by about so many of its keys, from pages at random."""
     share = 1.0
     sample: sql.Composable = sql.SQL("")
-    (known,) = conn.execute(queries.text("report", "keys_up_to"), {"limit": large + 1}).fetchone() or (0,)
+    (known,) = conn.execute(queries.text("report", "report_keys_up_to"), {"limit": large + 1}).fetchone() or (0,)
     if known > large:
-        (pages,) = conn.execute(queries.text("report", "ledger_pages")).fetchone() or (0,)
+        (pages,) = conn.execute(queries.text("report", "report_ledger_pages")).fetchone() or (0,)
         share = min(1.0, -(-large * ROW_BYTES // 8192) / max(1, pages))
         # REPEATABLE: the three questions look at the same pages.
         sample = sql.SQL("TABLESAMPLE SYSTEM ({}) REPEATABLE (0)").format(sql.Literal(100 * share))
@@ -339,9 +341,9 @@ def _ledger(conn: Connection, large: int) -> Ledger:
 
     return Ledger(
         share=share,
-        states=[(state, whole(keys), whole(nbytes)) for state, keys, nbytes in rows("ledger_states")],
-        sizes=[(int(n), whole(keys)) for n, keys in rows("ledger_sizes", bounds=sql.Literal(_SIZES))],
-        expiries=[(hours, whole(keys)) for hours, keys in rows("ledger_expiries")],
+        states=[(state, whole(keys), whole(nbytes)) for state, keys, nbytes in rows("report_ledger_states")],
+        sizes=[(int(n), whole(keys)) for n, keys in rows("report_ledger_sizes", bounds=sql.Literal(_SIZES))],
+        expiries=[(hours, whole(keys)) for hours, keys in rows("report_ledger_expiries")],
     )
 
 
