@@ -1,4 +1,4 @@
-"""Debian's Chromium without a window, driven over its own pipe (--remote-debugging-pipe): JSON that ends with a NUL byte.
+"""Debian's Chromium without a window, driven over its own pipe (--remote-debugging-pipe): JSON, ended by NUL bytes.
 So no library is needed, and no port."""
 
 from __future__ import annotations
