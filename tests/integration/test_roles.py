@@ -27,6 +27,7 @@ from cachemig.steps.cutover import cutover
 from cachemig.steps.dual_write import switch
 from cachemig.steps.init import init
 from cachemig.steps.plan import plan
+from cachemig.steps.report import report
 from cachemig.steps.rollback import rollback
 from cachemig.steps.status import status
 from cachemig.steps.stop_writes import stop_writes
@@ -102,6 +103,7 @@ def test_each_role_runs_its_commands(actors: Actors, tmp_path: Path) -> None:
     with actors.target(reader) as target:
         assert status(actors.settings(reader)).phase is Phase.DUAL_WRITE
         assert plan(actors.settings(reader), target).phase == "dual-write"
+        assert report(actors.settings(reader), target).phase == "dual-write"
         errors = [f.name for f in doctor.examine(actors.settings(reader), target) if f.level is doctor.Level.ERROR]
         assert errors == ["control-schema", "temporary-tables"]  # what it may not do is told
     with actors.target(owner) as target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,10 @@ NoClients = Annotated[bool, typer.Option("--no-clients", help="it is known that 
 MigrationFormat = Annotated[
     str | None,
     typer.Option("--format", metavar="sql|supabase|alembic", help="write it as a migration file, and its reverse"),
+]
+AcceptMention = Annotated[
+    list[str] | None,
+    typer.Option("--accept-mention", metavar="NAME", help="its text names the column and means something else"),
 ]
 Output = Annotated[Path | None, typer.Option("--output", metavar="FOLDER", help="where the files go; else here")]
 DownRevision = Annotated[
@@ -692,10 +697,7 @@ def drop_column(
     with_columns: Annotated[
         str | None, typer.Option("--with", metavar="LIST", help="related columns to drop along; no archive has them")
     ] = None,
-    accept_mention: Annotated[
-        list[str] | None,
-        typer.Option("--accept-mention", metavar="NAME", help="its text names the column and means something else"),
-    ] = None,
+    accept_mention: AcceptMention = None,
     no_clients: NoClients = False,
     brownout: Annotated[
         str | None, typer.Option("--brownout", metavar="DURATION", help="rehearse: rename the column so long, and back")
@@ -830,6 +832,58 @@ def restore(
         )
     run.show(result, finish.restored)
     run.exit_code = Exit.FINE if result.finished else Exit.REFUSED
+
+
+@command(app, AFTER, "soak_redis_only", "verify_fresh")
+def report(
+    run: Run,
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="the page")] = Path("report.html"),
+    show_keys: Annotated[
+        bool, typer.Option("--show-keys", help="name keys in the clear; else by the first digits of their SHA-256")
+    ] = False,
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="draw what --run-json saved, without any server")
+    ] = None,
+    run_json: Annotated[
+        Path | None, typer.Option("--run-json", metavar="FILE", help="save the data that the page is drawn from")
+    ] = None,
+    rehearsal: Annotated[
+        Path | None, typer.Option("--rehearsal", metavar="FILE", help="take in what cachemig rehearse wrote")
+    ] = None,
+    accept_mention: AcceptMention = None,
+    no_clients: NoClients = False,
+) -> None:
+    """Write the proof of the migration as one HTML file.
+
+    To be approved and kept. Works in every phase; holds no value, and keys only as digests. Changes nothing.
+
+    Example:
+      cachemig report --output report.html
+    """
+    from cachemig.cli import render_report
+    from cachemig.report import documents, html
+    from cachemig.steps import report as step
+
+    rehearsed = None if rehearsal is None else step.read_object(rehearsal)
+    if from_ is not None:
+        if show_keys or rehearsed is not None or run_json is not None:
+            raise ConfigError("--from draws what was saved, as it is", hint="cachemig report --from run.json")
+        document = step.read_document(from_)
+    else:
+        with run.target() as target:
+            result = step.report(
+                run.settings,
+                target,
+                show_keys=show_keys,
+                no_clients=no_clients,
+                rehearsal=rehearsed,
+                accept_mention=tuple(accept_mention or ()),
+            )
+        document = documents.document(run.name, result)
+    html.write(output, document)
+    if run_json is not None:
+        run_json.write_text(json.dumps(document, indent=1) + "\n", encoding="ascii")
+    run.show(document, render_report.reported(output, run_json))
 
 
 @command(app, AFTER)

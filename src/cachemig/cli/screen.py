@@ -15,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cachemig.progress import Progress
+from cachemig.units import in_bytes as in_bytes
+from cachemig.units import in_time as in_time
 
 LINE_EVERY_S = 30.0
 _PLAIN_WIDTH = 132
@@ -156,21 +158,3 @@ def plain(text: str) -> Text:
 
 def _text(cell: object) -> str:
     return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)
-
-
-def in_bytes(count: float) -> str:
-    """Bytes for people, in powers of 1024: 512 B, 12.3 KB, 4.5 GB."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TB"
-
-
-def in_time(seconds: float) -> str:
-    """Seconds for people: 0.4 s, 12 s, 3 min, 2.5 h."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

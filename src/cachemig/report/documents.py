@@ -63,6 +63,7 @@ RESULTS: dict[str, dict[str, str]] = {
     "reclaim": {"": "cachemig.steps.reclaim:Reclaimed", "dry-run": "cachemig.steps.reclaim:Outlook"},
     "restore": {"": "cachemig.steps.restore:Restored", "dry-run": "cachemig.steps.restore:Outlook"},
     "clean": {"": "cachemig.steps.clean:Rubbish"},
+    "report": {"": "cachemig.steps.report.document:Report"},
     "plan-file": {"": "cachemig.steps.apply:PlanFile"},
     "ci": {"": "cachemig.cli.results:DryRuns"},
     "error": {"": "cachemig.cli.results:ErrorDocument"},
@@ -84,6 +85,8 @@ def kind_of(command: str, result: object) -> str:
 
 def document(command: str, result: Any) -> dict[str, Any]:
     """The result as JSON has it: names, lists, numbers and text."""
+    if isinstance(result, dict) and "schema" in result:
+        return result  # was made before, and saved
     body = result.document() if hasattr(result, "document") else plain(result)
     if f"{type(result).__module__}:{type(result).__qualname__}" in FOREIGN:
         return body  # type: ignore[no-any-return]

@@ -110,3 +110,18 @@ def newest_archive(conn: Connection) -> Registered | None:
     with source_errors():
         row = conn.execute(queries.text("archive", "newest")).fetchone()
     return Registered(*row) if row else None
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes on disk: of the table with its partitions, large values and indexes; and of the whole database."""
+
+    table: int
+    database: int
+
+
+def on_disk(conn: Connection, oid: int) -> Disk:
+    with source_errors():
+        row = conn.execute(queries.text("report", "report_on_disk"), {"oid": oid}).fetchone()
+    assert row is not None
+    return Disk(int(row[0]), int(row[1]))

@@ -10,7 +10,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from cachemig.config import CONFIG_FILE, SECRET, Settings, fields, mask, show_duration
-from cachemig.source import control, functions, queries
+from cachemig.source import control, functions, queries, standing
 from cachemig.source.connect import Connection, connect, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import doctor, dry_run
@@ -86,7 +86,9 @@ def init(settings: Settings, target: RedisTarget, directory: Path) -> Initialise
                 for statement in _statements(conn, table):
                     conn.execute(statement)
                 conn.execute(queries.text("control", "begin_migration"), _begun_with(settings))
-                control.journal(conn, "init", {"settings": settings.identity()})
+                disk = standing.on_disk(conn, table.oid)
+                figures = {"table_bytes": disk.table, "database_bytes": disk.database}
+                control.journal(conn, "init", {"settings": settings.identity(), **figures})
     if not _writes_file(settings, directory):
         return Initialised(created, None)
     path = directory / CONFIG_FILE
