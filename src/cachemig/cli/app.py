@@ -136,7 +136,7 @@ def doctor(
 def plan(
     run: Run,
     of: Annotated[
-        list[str] | None, typer.Argument(metavar="[COMMAND ARGS]...", help="with --out, behind --: the step to plan")
+        list[str] | None, typer.Argument(metavar="COMMAND ARGS", help="with --out, behind --: the step to plan")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="write a plan of one step, for cachemig apply")
@@ -913,7 +913,7 @@ def clean(
 @command(app, MOVE)
 def apply(
     run: Run,
-    file: Annotated[Path, typer.Argument(metavar="PLAN", help="what cachemig plan --out has written")],
+    file: Annotated[str, typer.Argument(metavar="PLAN", help="what cachemig plan --out has written")],
     check: Annotated[bool, typer.Option("--check", help="only say whether it may still be run")] = False,
     max_age: Annotated[str, typer.Option("--max-age", metavar="DURATION", help="an older plan is refused")] = "24h",
     confirm: Annotated[
@@ -930,7 +930,7 @@ def apply(
     """
     from cachemig.cli import planned
 
-    planned.apply(run, file, only_check=check or dry_run, max_age=max_age, confirm=confirm)
+    planned.apply(run, Path(file), only_check=check or dry_run, max_age=max_age, confirm=confirm)
 
 
 @command(app, LOOK)

@@ -73,7 +73,7 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
     except OSError as exc:
-        raise CachemigError(f"{folder} cannot be written: {exc.strerror}") from exc
+        raise CachemigError(f"{folder} cannot be written: {exc.strerror}", hint="cachemig ci --output FOLDER") from exc
     ahead = "idle"
     looked = [_look(run, "doctor", ("doctor", "--dry-run"))]
     phase = "not known"
@@ -271,7 +271,7 @@ def _put(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as exc:
-        raise CachemigError(f"{path} cannot be written: {exc.strerror}") from exc
+        raise CachemigError(f"{path} cannot be written: {exc.strerror}", hint="cachemig ci --output FOLDER") from exc
 
 
 def rendered(screen: Screen, result: DryRuns) -> None:

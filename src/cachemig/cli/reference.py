@@ -91,6 +91,8 @@ def _command(name: str, command: Any, top: typer.Context) -> Iterator[str]:
 
 
 def _flags(option: Any) -> str:
+    if option.param_type_name == "argument":
+        return str(option.metavar)
     flags = "/".join([*option.opts, *option.secondary_opts])
     if option.is_flag:
         return flags

@@ -346,7 +346,7 @@ def write(path: Path, plan: PlanFile, default: Any) -> None:
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as exc:
-        raise CachemigError(f"{path} cannot be written: {exc.strerror}") from exc
+        raise CachemigError(f"{path} cannot be written: {exc.strerror}", hint="cachemig plan --out FILE") from exc
 
 
 def read(path: Path) -> PlanFile:
