@@ -25,6 +25,12 @@ NEIGHBOUR = (
 ENTRY = ("order_by", "key_template", "codec", "ttl", "ttl_from", "ttl_jitter", "shape", "max_value_bytes")
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show exactly what it would do; change nothing")]
+AcceptSetAside = Annotated[
+    int, typer.Option(min=0, metavar="N", help="N corrupt rows in the table are known and accepted")
+]
+AcceptExpiring = Annotated[
+    int, typer.Option(min=0, metavar="N", help="entries that expire and have no recording, accepted by number")
+]
 NoClients = Annotated[bool, typer.Option("--no-clients", help="it is known that no program reads by the phase yet")]
 MigrationFormat = Annotated[
     str | None,
@@ -278,9 +284,7 @@ def verify(
         int | None, typer.Option(min=1, metavar="N", help="look at N keys at random instead of all")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="mark bad keys changed; sync then heals them")] = False,
-    accept_set_aside: Annotated[
-        int, typer.Option(min=0, metavar="N", help="N corrupt rows in the table are known and accepted")
-    ] = 0,
+    accept_set_aside: AcceptSetAside = 0,
     foreign_keys: Annotated[
         str, typer.Option(metavar="bad|ignore|remove", help="keys under the prefix that no row ever had")
     ] = "bad",
@@ -548,9 +552,7 @@ def stop_writes(
         str,
         typer.Option("--guard", metavar="forward|reject", help="a later write to the column: to Redis, or fails"),
     ] = "forward",
-    accept_expiring: Annotated[
-        int, typer.Option(min=0, metavar="N", help="entries that expire and have no recording, accepted by number")
-    ] = 0,
+    accept_expiring: AcceptExpiring = 0,
     no_clients: NoClients = False,
     format_: MigrationFormat = None,
     output: Output = None,
@@ -967,11 +969,59 @@ def ci(
     pipeline.run(run, output, source, percent=percent, no_clients=no_clients, sample=sample, advise=advise)
 
 
+@command(app, TRY, *ENTRY, "on_corrupt")
+def rehearse(
+    run: Run,
+    schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="of the database: pg_dump --schema-only, supabase db dump")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="rows: a dump (.sql), .csv with a header, or .jsonl")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="so many rows, made up beyond those of --data; else 1,000")
+    ] = None,
+    observe: Annotated[
+        bool, typer.Option("--observe", help="make rows up in the shape of the real column: reads 200 values of it")
+    ] = False,
+    scratch_dsn: Annotated[
+        str | None,
+        typer.Option("--scratch-dsn", metavar="DSN", help="a Postgres marked as scratch, instead of its own"),
+    ] = None,
+    scratch_redis_url: Annotated[
+        str | None, typer.Option("--scratch-redis-url", metavar="URL", help="a Redis marked as scratch, likewise")
+    ] = None,
+    accept_set_aside: AcceptSetAside = 0,
+    accept_expiring: AcceptExpiring = 0,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="keep its document, for cachemig report")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="draw the report of the drop that was rehearsed")
+    ] = None,
+) -> None:
+    """Rehearse a whole migration on throw-away servers.
+
+    Loads a schema and rows, and walks the ladder up to the drop of the column and down again under simulated traffic.
+    Shows every statement that would run. Exit code 3 where a gate, a dependent or the linter says no.
+
+    Example:
+      cachemig rehearse --schema schema.sql
+      cachemig rehearse --schema schema.sql --data rows.jsonl --report rehearsal.html
+    """
+    from cachemig.cli import rehearsing
+    from cachemig.rehearsal.rehearse import Asked
+
+    asked = Asked(
+        schema, data, rows, observe, scratch_dsn, scratch_redis_url, accept_set_aside, accept_expiring, report
+    )
+    rehearsing.rehearse(run, asked, output)
+
+
 @app.command(rich_help_panel=TRY)
 def demo(
     rows: Annotated[int, typer.Option(min=100, help="rows of the demo table")] = 4000,
     seed: Annotated[int, typer.Option(help="makes the same rows and the same traffic again")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="leave the servers running, to try commands")] = False,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="draw the report of its drop")] = None,
 ) -> None:
     """Watch a whole migration on throw-away servers.
 
@@ -982,4 +1032,4 @@ def demo(
     """
     from cachemig.demo.walk import run_demo
 
-    raise typer.Exit(run_demo(rows=rows, seed=seed, keep=keep))
+    raise typer.Exit(run_demo(rows=rows, seed=seed, keep=keep, report=report))

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 ALWAYS = ("dsn", "redis_url", "table", "column", "key_column")
 """Settings shown in the help of every command; each command names what else matters to it. All are accepted."""
-OFFLINE = ("doctor", "recompute", "report", "apply", "ci")
+OFFLINE = ("doctor", "recompute", "report", "apply", "ci", "rehearse")
 """Commands that can be of use without Postgres, or run others. All others first end a brownout that is overdue; but no
 dry run does."""
 

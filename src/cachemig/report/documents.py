@@ -64,6 +64,7 @@ RESULTS: dict[str, dict[str, str]] = {
     "restore": {"": "cachemig.steps.restore:Restored", "dry-run": "cachemig.steps.restore:Outlook"},
     "clean": {"": "cachemig.steps.clean:Rubbish"},
     "report": {"": "cachemig.steps.report.document:Report"},
+    "rehearse": {"": "cachemig.rehearsal.record:Rehearsed"},
     "plan-file": {"": "cachemig.steps.apply:PlanFile"},
     "ci": {"": "cachemig.cli.results:DryRuns"},
     "error": {"": "cachemig.cli.results:ErrorDocument"},

@@ -92,10 +92,7 @@ def faults(found: Mapping[str, Any]) -> dict[str, int]:
 def rehearsed(document: Mapping[str, Any], *, show_keys: bool) -> dict[str, Any]:
     """What `cachemig rehearse` wrote, as far as it is known. What its commands printed may name keys of the rows
     that it was given, and is taken over only with `show_keys`."""
-    kept: dict[str, Any] = {
-        name: str(document[name]) for name in ("verdict", "reason") if _is_plain(document.get(name))
-    }
-    kept |= _seconds(document)
+    kept: dict[str, Any] = _seconds(document)
     kept["steps"] = []
     steps = document.get("steps")
     for step in steps if isinstance(steps, list) else []:
@@ -103,10 +100,15 @@ def rehearsed(document: Mapping[str, Any], *, show_keys: bool) -> dict[str, Any]
             names = ("command", "why", "exit_code", *(("output",) if show_keys else ()))
             plain = {name: str(step[name]) for name in names if _is_plain(step.get(name))}
             kept["steps"].append(plain | _seconds(step))
-    for name in ("sql", "lint"):
-        value = document.get(name)
-        kept[name] = [_told(item) for item in (value if isinstance(value, list) else [])]
-    return kept
+    if isinstance(document.get("passed"), bool):
+        kept["verdict"] = "It passed." if document["passed"] else "It said no."
+    kept["reasons"], kept["notes"], kept["lint"] = (_texts(document, name) for name in ("reasons", "notes", "lint"))
+    return kept | {"linter": str(document["linter"]) if document.get("linter") else None}
+
+
+def _texts(document: Mapping[str, Any], name: str) -> list[str]:
+    value = document.get(name)
+    return [str(item) for item in value if _is_plain(item)] if isinstance(value, list) else []
 
 
 def _seconds(found: Mapping[str, Any]) -> dict[str, float]:
@@ -116,9 +118,3 @@ def _seconds(found: Mapping[str, Any]) -> dict[str, float]:
 
 def _is_plain(value: object) -> bool:
     return isinstance(value, str | int | float)
-
-
-def _told(item: object) -> str:
-    if isinstance(item, dict):
-        return " · ".join(f"{name}: {value}" for name, value in item.items() if _is_plain(value))
-    return str(item)
