@@ -31,6 +31,7 @@ from cachemig.steps.delivery import Tally, deliver
 from cachemig.steps.orders import Orders, Paused
 from cachemig.steps.read_ahead import Ahead, Reader
 from cachemig.steps.retry import Reconnecting, attempts, reason
+from cachemig.steps.shown import Shown, leaving
 from cachemig.steps.standby import Standby
 from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
@@ -123,7 +124,7 @@ def backfill(
         with Worker.of(settings, target, stop, table, migration) as worker:
             helped = crew.begin(migration.epoch) if crew else None
             yield from _together(worker, helped)
-            yield from worker.left_over(started)
+            yield from worker.shown.over(worker.asking, worker.left_over(started))
         with connect(settings) as conn:
             for figures in chunks.done_by(conn, helped.owners if helped else []):
                 result.tally.merge(Tally.of(figures))
@@ -154,12 +155,12 @@ def help_out(settings: Settings, target: RedisTarget, stop: Stop, epoch: int) ->
         migration = _ready(conn, settings, table)
     if migration.epoch == epoch:
         with Worker.of(settings, target, stop, table, migration) as worker:
-            yield from worker.all_chunks()
+            yield from worker.shown.over(worker.asking, worker.all_chunks())
 
 
 def _together(worker: Worker, helped: Shift | None) -> Generator[Progress, None, None]:
     """This worker's progress with what the others have done added."""
-    for progress in worker.all_chunks():
+    for progress in worker.shown.over(worker.asking, worker.all_chunks()):
         yield helped.added_to(progress) if helped else progress
     if helped:
         began = time.monotonic()
@@ -178,8 +179,11 @@ def _laid_out(
             table = inspect(conn, settings)
             migration = _ready(conn, settings, table)
             if restart or not chunks.is_laid_out(migration.layout, table, migration.epoch):
-                yield Progress(0, None, "chunks", note="dividing the table into chunks")
-                layout = chunks.lay_out(conn, table, migration.epoch, again=restart)
+                dividing = Progress(0, None, "chunks", note="dividing the table into chunks")
+                yield dividing
+                with Reconnecting(settings) as asking, leaving(Shown("backfill"), asking) as shown:
+                    shown.say(asking, dividing)
+                    layout = chunks.lay_out(conn, table, migration.epoch, again=restart)
                 migration = replace(migration, layout=layout)
             return table, migration, chunks.totals(conn).done
         yield Progress(0, None, "chunks", waiting="another worker divides the table into chunks")
@@ -233,6 +237,7 @@ class Worker:
     next: _Work | None = None
     keeping: tuple[int, Alongside] | None = None
     renewed: float = 0.0
+    shown: Shown = field(default_factory=partial(Shown, "backfill"))
 
     @classmethod
     @contextmanager
@@ -248,10 +253,12 @@ class Worker:
             ) as reader,
         ):
             standby = Standby.of(settings, session.get(), table, migration)
-            yield cls(
+            worker = cls(
                 settings, target, stop, table, migration.epoch, chunks.shared_of(migration.layout), session, asking,
                 reader, standby, Orders(settings, stop),
             )  # fmt: skip
+            with leaving(worker.shown, asking):
+                yield worker
 
     def is_of_this_epoch(self, conn: Connection) -> bool:
         """What was delivered still counts: both servers are the ones that it was delivered between."""
