@@ -33,6 +33,7 @@ from cachemig.steps.read_ahead import Ahead, Reader
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.steps.shown import Shown, leaving
 from cachemig.steps.standby import Standby
+from cachemig.steps.unfinished import unfinished
 from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 
@@ -65,6 +66,12 @@ class Backfilled:
     repaired: int = 0
     """Corrupt values that were decoded or recomputed in the table, and delivered."""
     seconds: float = 0.0
+
+    def add(self, other: Backfilled) -> None:
+        """What one worker did."""
+        self.tally.merge(other.tally)
+        self.chunks += other.chunks
+        self.left_over += other.left_over
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -119,29 +126,37 @@ def backfill(
         _ready(conn, settings, inspect(conn, settings))
         started = control.now(conn)
     target.check()  # one that is not there from the start is a mistake, and not waited for
-    while True:
-        table, migration, result.resumed_at = yield from _laid_out(settings, stop, restart=restart)
-        with Worker.of(settings, target, stop, table, migration) as worker:
-            helped = crew.begin(migration.epoch) if crew else None
-            yield from _together(worker, helped)
-            yield from worker.shown.over(worker.asking, worker.left_over(started))
-        with connect(settings) as conn:
-            for figures in chunks.done_by(conn, helped.owners if helped else []):
-                result.tally.merge(Tally.of(figures))
-                result.chunks += 1
-            result.tally.merge(worker.result.tally)
-            result.chunks += worker.result.chunks
-            result.left_over += worker.result.left_over
-            if worker.is_of_this_epoch(conn):
-                break
-        restart = False
-        result.epochs += 1
-    with connect(settings) as conn:
-        repairs = settings.corrupt == "recompute" and "set-aside" in ledger.counts(conn)
-    if repairs:
-        from cachemig.steps.recompute import recompute  # NumPy's neighbours are loaded only where they are needed
+    working: list[Worker] = []
 
-        result.repaired = (yield from recompute(settings, target, stop, None)).repaired
+    def so_far() -> dict[str, Any]:
+        result.seconds = time.monotonic() - began
+        for worker in working:
+            result.add(worker.result)
+        return result.figures() if result.tally.entries else {}
+
+    with unfinished(settings, "backfill", so_far):
+        while True:
+            table, migration, result.resumed_at = yield from _laid_out(settings, stop, restart=restart)
+            with Worker.of(settings, target, stop, table, migration) as worker:
+                working.append(worker)
+                helped = crew.begin(migration.epoch) if crew else None
+                yield from _together(worker, helped)
+                yield from worker.shown.over(worker.asking, worker.left_over(started))
+            with connect(settings) as conn:
+                for figures in chunks.done_by(conn, helped.owners if helped else []):
+                    result.tally.merge(Tally.of(figures))
+                    result.chunks += 1
+                result.add(working.pop().result)
+                if worker.is_of_this_epoch(conn):
+                    break
+            restart = False
+            result.epochs += 1
+        with connect(settings) as conn:
+            repairs = settings.corrupt == "recompute" and "set-aside" in ledger.counts(conn)
+        if repairs:
+            from cachemig.steps.recompute import recompute  # NumPy's neighbours are loaded only where they are needed
+
+            result.repaired = (yield from recompute(settings, target, stop, None)).repaired
     result.seconds = time.monotonic() - began
     with connect(settings) as conn:
         control.journal(conn, "backfill", result.figures())

@@ -10,7 +10,7 @@ from psycopg.types.json import Jsonb
 
 from cachemig.config import CONFIG_FILE, SECRET, Settings, fields, mask, show_duration
 from cachemig.source import control, functions, queries
-from cachemig.source.connect import Connection, connect, transaction
+from cachemig.source.connect import Connection, connect, run, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import doctor
 from cachemig.targets.redis import RedisTarget
@@ -60,8 +60,7 @@ def init(settings: Settings, target: RedisTarget, directory: Path) -> Initialise
         else:
             doctor.gate(settings, target, "init")
             with transaction(conn):
-                for statement in _statements(conn, table):
-                    conn.execute(statement)
+                ran = run(conn, _statements(conn, table))
                 conn.execute(
                     queries.text("control", "begin_migration"),
                     {
@@ -70,7 +69,7 @@ def init(settings: Settings, target: RedisTarget, directory: Path) -> Initialise
                         "who": control.who(),
                     },
                 )
-                control.journal(conn, "init", {"settings": settings.identity()})
+                control.journal(conn, "init", {"settings": settings.identity(), "sql": ran})
     path = directory / CONFIG_FILE
     if any(origin.startswith("cachemig.toml") for origin in settings.origins.values()) or path.exists():
         return Initialised(created, None)

@@ -24,6 +24,7 @@ from cachemig.steps.delivery import Tally, deliver
 from cachemig.steps.orders import Orders
 from cachemig.steps.retry import Reconnecting, attempts, reason
 from cachemig.steps.shown import Shown, leaving
+from cachemig.steps.unfinished import unfinished
 from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 
@@ -86,7 +87,16 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
     counted = 0.0
     orders = Orders(settings, stop)
     poison = Poison()
-    with Reconnecting(settings) as session, leaving(Shown("sync"), session) as shown:
+
+    def so_far() -> dict[str, Any]:
+        result.seconds = time.monotonic() - began
+        return result.figures() if result.changes or result.late else {}
+
+    with (
+        unfinished(settings, "sync", so_far),
+        Reconnecting(settings) as session,
+        leaving(Shown("sync"), session) as shown,
+    ):
 
         def told(progress: Progress) -> Progress:
             shown.say(session, progress)
@@ -145,9 +155,8 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
                 if time.monotonic() - counted > _COUNT_EVERY_S:  # up to 100,000 rows are counted
                     behind, counted = backlog(session.get()).changes, time.monotonic()
                 yield told(_progress(result, behind, slowed=orders.throttled))
-        result.seconds = time.monotonic() - began
-        if result.changes or result.late:
-            control.journal(session.get(), "sync", result.figures())
+        if figures := so_far():
+            control.journal(session.get(), "sync", figures)
     if stop.requested and not follow:
         raise Interrupted(hint=RESUME, signal_number=stop.signal_number)
     return result
