@@ -241,9 +241,11 @@ FROM cachemig.worker WHERE seen_at > clock_timestamp() - %(lease_s)s * interval 
 ORDER BY command, started_at, id LIMIT 100;
 
 -- name: history
--- The last lines of the journal, newest last. Without the statements that were run: those are long.
+-- The last lines of the journal, newest last. Without what is long: the statements that were run, what each client had
+-- compared, the gates.
 SELECT id, at, who, command, phase_from, phase_to, epoch, figures
-FROM (SELECT id, at, who, command, phase_from, phase_to, epoch, figures - 'sql' - 'shadow' AS figures
+FROM (SELECT id, at, who, command, phase_from, phase_to, epoch,
+             figures - ARRAY['sql', 'shadow', 'gates', 'recreate', 'settings'] AS figures
       FROM cachemig.journal ORDER BY id DESC LIMIT %(limit)s) AS newest
 ORDER BY id;
 

@@ -237,11 +237,12 @@ def test_the_ladder_moves_with_the_journal_or_not_at_all(clinic: Migrating) -> N
     drop(clinic)
     seen: list[restore.Restored] = []
 
-    def settle(conn: Connection, result: restore.Restored) -> None:
+    def settle(conn: Connection, result: restore.Restored) -> list[str]:
         conn.execute("UPDATE cachemig.migration SET phase = 'redis-only'")
         seen.append(result)
         if len(seen) == 1:
             raise Refused("not yet")
+        return []
 
     with pytest.raises(Refused, match="not yet"):
         run(clinic, to, settle=settle)

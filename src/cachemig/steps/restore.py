@@ -207,15 +207,15 @@ def restore(
             yield from run.defaults()
             yield from run.belongings(left_out)
             yield from run.verify(found.blocks)
-        t = run.tally
-        result = Restored(
-            place.shown, sha256, manifest.head.table, manifest.head.column, manifest.rows, t.filled, t.there_before,
-            t.gone, t.from_redis, t.emptied, t.since, t.verified, len(t.bad), tuple(t.bad.values())[:SHOWN],
-            tuple(t.statements), tuple(left_out), not t.bad, time.monotonic() - began,
-        )  # fmt: skip
-        if not t.bad:
-            yield from _settle(session.get(), settings, manifest, result, settle, t.ran)
-        elif (migration := control.find(session.get())) is not None:
+            t = run.tally
+            result = Restored(
+                place.shown, sha256, manifest.head.table, manifest.head.column, manifest.rows, t.filled, t.there_before,
+                t.gone, t.from_redis, t.emptied, t.since, t.verified, len(t.bad), tuple(t.bad.values())[:SHOWN],
+                tuple(t.statements), tuple(left_out), not t.bad, time.monotonic() - began,
+            )  # fmt: skip
+            if not t.bad:
+                yield from _settle(session.get(), settings, manifest, result, settle, t.ran)
+        if t.bad and (migration := control.find(session.get())) is not None:
             figures = {**result.figures(), "sql": t.ran}
             control.journal(session.get(), "restore", figures, phase_from=migration.phase)
     return result
