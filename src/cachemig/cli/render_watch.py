@@ -97,7 +97,7 @@ def view(seen: View, width: int = WIDTH, height: int = HEIGHT) -> Lines:
             "clients": _clients(known),
             "journal": [_of_journal(line) for line in known.journal],
         }
-        foot = [Text(), *_wrapped(Text("next: ", _HEAD) + plain(known.next_command), width, 2)]
+        foot = [Text(), *_wrapped(Text("next: ", _HEAD) + plain(_next(known)), width, 2)]
     room = height - len(head) - len(foot) - sum(1 for lines in sections.values() if lines)
     shares = _shares({name: len(lines) for name, lines in sections.items()}, room)
     body: Lines = []
@@ -157,13 +157,21 @@ def _title(seen: View, width: int) -> Text:
     return left + Text(f" {clock}")
 
 
+def _next(known: Status) -> str:
+    running = {worker.command for worker in known.workers}
+    if known.next_command in ("cachemig backfill", "cachemig verify") and known.next_command.split()[1] in running:
+        return f"{known.next_command.removeprefix('cachemig ')} is running; wait for its end"
+    return known.next_command
+
+
 def _ladder(known: Status) -> Text:
     text = Text()
     for number, phase in enumerate(Phase):
         here = phase is known.phase
         name = f"{phase.value} {known.percent:g} %" if here and phase is Phase.CUTOVER else phase.value
         text += Text(" › " if number else "", _DULL) + Text(f"[{name}]" if here else name, _HEAD if here else _DULL)
-    return text + Text(f"   epoch {known.epoch}, for {_age(known.since)}", _DULL)
+    epoch = f"epoch {known.epoch}, " if known.epoch >= 0 else ""
+    return text + Text(f"   {epoch}for {_age(known.since)}", _DULL)
 
 
 def _age(moment: str) -> str:
@@ -175,8 +183,8 @@ def _faults(seen: View, width: int) -> Lines:
     """What must not be overlooked, first of all."""
     found = []
     if seen.postgres_fault is not None:
-        old = f"; what follows is {in_time(seen.age_s)} old" if seen.status is not None else ""
-        found.append(f"Postgres: {_once('Postgres ', seen.postgres_fault)}{old}")
+        old = f" (what follows is {in_time(seen.age_s)} old)" if seen.status is not None else ""
+        found.append(f"Postgres{old}: {_once('Postgres ', seen.postgres_fault)}")
     if seen.redis_fault is not None:
         found.append(f"Redis: {_once('Redis ', seen.redis_fault)}")
     known = seen.status
@@ -238,12 +246,14 @@ def _backfill(seen: View, known: Status) -> Lines:
         return [bar + Text(counts + ", complete"), Text(done)]
     if not any(worker.command == "backfill" for worker in known.workers):
         return [bar + Text(counts), Text(f"{done}; ") + Text("no worker is running", "yellow")]
-    left = "" if seen.left_s is None else f", about {in_time(seen.left_s)} left"
+    left = "" if seen.left_s is None or not seen.rate_bytes_s else f", about {in_time(seen.left_s)} left"
     return [bar + Text(counts), Text(f"{done} at {in_bytes(seen.rate_bytes_s)}/s{left}")]
 
 
 def _backlog(known: Status) -> Text:
     changes, oldest_s = known.backlog.changes, known.backlog.oldest_s
+    if known.phase is Phase.IDLE:
+        return Text("capture is off", _DULL)
     if not changes:
         return Text("none: every committed write is delivered")
     more = " or more" if changes >= 100_000 else ""

@@ -246,13 +246,13 @@ class Worker:
     reader: Reader[Entry]
     standby: Standby | None
     orders: Orders
+    shown: Shown
     result: Backfilled = field(default_factory=Backfilled)
     owner: str = field(default_factory=control.owner)
     totals: chunks.Totals = field(default_factory=chunks.Totals)
     next: _Work | None = None
     keeping: tuple[int, Alongside] | None = None
     renewed: float = 0.0
-    shown: Shown = field(default_factory=partial(Shown, "backfill"))
 
     @classmethod
     @contextmanager
@@ -268,9 +268,10 @@ class Worker:
             ) as reader,
         ):
             standby = Standby.of(settings, session.get(), table, migration)
+            orders = Orders(settings, stop)
             worker = cls(
                 settings, target, stop, table, migration.epoch, chunks.shared_of(migration.layout), session, asking,
-                reader, standby, Orders(settings, stop),
+                reader, standby, orders, Shown("backfill", lambda: orders.limit),
             )  # fmt: skip
             with leaving(worker.shown, asking):
                 yield worker

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -32,8 +32,10 @@ _LONGEST = 300
 class Shown:
     """This worker's row."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, limit: Callable[[], str | None] = lambda: None) -> None:
+        """`limit`: what holds up the work that its own status line does not tell, for whoever runs it has said so."""
         self._command = command
+        self._limit = limit
         self._id = secrets.token_hex(8)
         self._owner = control.owner()
         self._next = self._last = 0.0
@@ -75,7 +77,7 @@ class Shown:
             bytes=progress.bytes,
             rate_bytes_s=0 if progress.waiting else round(self._rate or 0),
             note=_short(progress.note),
-            slowed=_short(progress.slowed),
+            slowed=_short(progress.slowed or (None if progress.waiting else self._limit())),
             waiting=_short(progress.waiting),
         )
         self._next = time.monotonic() + (_EVERY_S if written else _AFTER_A_FAULT_S)

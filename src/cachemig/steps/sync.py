@@ -95,7 +95,7 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
     with (
         unfinished(settings, "sync", so_far),
         Reconnecting(settings) as session,
-        leaving(Shown("sync"), session) as shown,
+        leaving(Shown("sync", lambda: orders.limit), session) as shown,
     ):
 
         def told(progress: Progress) -> Progress:

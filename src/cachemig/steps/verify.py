@@ -155,7 +155,7 @@ def verify(
             target.clock_skew_ms(),
         )  # fmt: skip
         try:
-            with leaving(Shown("verify"), asking) as shown:
+            with leaving(Shown("verify", lambda: run.orders.limit), asking) as shown:
                 yield from shown.over(asking, run.all_keys() if sample is None else run.some_keys(sample))
         except TableUnfit as exc:
             _require_unmoved(session.get(), settings, target, migration, because=exc)
