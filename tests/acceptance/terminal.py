@@ -50,7 +50,7 @@ class Terminal:
             stdin=child,
             stdout=child,
             stderr=child,
-            env=operator.environment | {"TERM": "xterm-256color"},
+            env=operator.environment | {"TERM": "xterm-256color", "LINES": "40", "COLUMNS": "90"},  # not to be heard
             close_fds=True,
             preexec_fn=own_terminal,
         )

@@ -78,6 +78,8 @@ def test_a_backfill_under_a_limit_a_resize_and_ctrl_c(operator: Operator, table:
             terminal.resize(60, 12)
             small = terminal.until(lambda text: len(text.splitlines()[0]) == 60)
             assert "PAUSED" in small
+            terminal.screen.scrolled = 0  # what was in flight was of the size before
+            terminal.until(lambda text: text.splitlines()[0] not in ("", small.splitlines()[0]))
             assert terminal.screen.scrolled == 0
             terminal.press(b"\x03")
             assert terminal.ended() == 0
@@ -161,8 +163,9 @@ def test_whatever_there_is_to_show_fits(operator: Operator, table: Table, width:
         " FROM generate_series(1, 12) AS n"
     )
     table.execute(
-        "INSERT INTO cachemig.client (id, name, lease_until)"
-        " SELECT n, repeat('c', 50) || n, now() + interval '1 h' FROM generate_series(1, 20) AS n"
+        "INSERT INTO cachemig.client (id, name, lease_until, stats)"
+        " SELECT n, repeat('c', 50) || n, now() + interval '1 h',"
+        ' \'{"reads": {"redis": {"hit": 9, "miss": 1}}}\' FROM generate_series(1, 20) AS n'
     )
     table.execute("INSERT INTO cachemig.journal (who, command) SELECT repeat('w', 100), 'x' FROM generate_series(1, 9)")
     table.execute("UPDATE cachemig.migration SET paused_by = repeat('p', 300)")
@@ -173,16 +176,18 @@ def test_whatever_there_is_to_show_fits(operator: Operator, table: Table, width:
     assert max(line.cell_len for line in lines) <= width
     if height >= 24:
         text = "\n".join(line.plain for line in lines)
-        for word in ("PAUSED", "backfill", "why why", "ccc", "www", "next: "):
+        for word in ("PAUSED", "backfill", "why why", "ccc", "www", "90.0 % hits of 200 ", "next: "):
             assert word in text, word
     assert "\n" not in render_watch.one_line(seen)
+    assert seen.status.hit_rate == 0.9
 
 
 def view_of(known: Any) -> Any:
-    from cachemig.steps.clients import Report
+    from cachemig.steps.clients import report
     from cachemig.steps.watch import View
 
-    return View(datetime.now().astimezone(), known, 99.0, "gone " * 60, "gone " * 60, Report(), None, 12.0)
+    reads = report(client.stats for client in known.clients)
+    return View(datetime.now().astimezone(), known, 99.0, "gone " * 60, "gone " * 60, reads, None, 12.0)
 
 
 def test_the_journal_is_shown_without_hashes_and_in_bounds(operator: Operator, table: Table) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ def watch(screen: Screen, watcher: Watcher, seconds: float) -> None:
     stop = Stop()
     with _ending(stop):
         if screen.console.is_terminal:
-            _live(screen.console, watcher, stop, seconds)
+            # By the terminal alone: LINES and COLUMNS, where they are exported, know nothing of another size.
+            environment = {name: value for name, value in os.environ.items() if name not in ("LINES", "COLUMNS")}
+            _live(Console(file=screen.console.file, highlight=False, _environ=environment), watcher, stop, seconds)
         else:
             _lines(screen, watcher, stop, seconds)
 
