@@ -124,6 +124,25 @@ CREATE TABLE cachemig.lease (
 );
 COMMENT ON TABLE cachemig.lease IS 'cachemig: who may move the ladder at the moment';
 
+-- Without WAL, so that a commit waits for no disk and no standby; after a crash of Postgres it is empty.
+CREATE UNLOGGED TABLE cachemig.worker (
+    id           text PRIMARY KEY,
+    owner        text NOT NULL,  -- as in leases: host, pid, and when that process started
+    command      text NOT NULL,
+    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    done         bigint NOT NULL,
+    total        bigint,         -- null: not known
+    unit         text NOT NULL,
+    entries      bigint NOT NULL,
+    bytes        bigint NOT NULL,
+    rate_bytes_s bigint NOT NULL,
+    note         text,
+    slowed       text,           -- why it goes slower than it could
+    waiting      text            -- why nothing moves
+) WITH (fillfactor = 50);
+COMMENT ON TABLE cachemig.worker IS 'cachemig: what running workers are at, for people to see; nothing depends on it';
+
 CREATE TABLE cachemig.client (
     id          text PRIMARY KEY,
     name        text NOT NULL,
@@ -197,6 +216,44 @@ UPDATE cachemig.migration SET paused_by = %(by)s;
 
 -- name: set_max_rate
 UPDATE cachemig.migration SET max_rate = %(max_rate)s;
+
+-- name: worker_seen
+-- For people to see, so it must hold up nobody: one row that is the worker's own, and a timeout should somebody have
+-- locked the table. Run as one message, which is one transaction.
+SET LOCAL statement_timeout = '500ms';
+INSERT INTO cachemig.worker AS w (id, owner, command, done, total, unit, entries, bytes, rate_bytes_s, note, slowed, waiting)
+VALUES ({id}, {owner}, {command}, {done}, {total}, {unit}, {entries}, {bytes}, {rate_bytes_s}, {note}, {slowed}, {waiting})
+ON CONFLICT (id) DO UPDATE
+SET seen_at = clock_timestamp(), done = excluded.done, total = excluded.total, unit = excluded.unit,
+    entries = excluded.entries, bytes = excluded.bytes, rate_bytes_s = excluded.rate_bytes_s,
+    note = excluded.note, slowed = excluded.slowed, waiting = excluded.waiting;
+
+-- name: worker_gone
+-- With it what workers left behind that were killed; they have been ignored since their lease's time was over.
+SET LOCAL statement_timeout = '500ms';
+DELETE FROM cachemig.worker WHERE id = {id} OR seen_at < clock_timestamp() - interval '1 hour';
+
+-- name: workers
+-- Those that were seen within a lease's time.
+SELECT owner, command, started_at, extract(epoch FROM clock_timestamp() - seen_at)::float8 AS seen_s,
+       done, total, unit, entries, bytes, rate_bytes_s, note, slowed, waiting
+FROM cachemig.worker WHERE seen_at > clock_timestamp() - %(lease_s)s * interval '1 second'
+ORDER BY command, started_at, id LIMIT 100;
+
+-- name: history
+-- The last lines of the journal, newest last. Without what is long: the statements that were run, what each client had
+-- compared, the gates.
+SELECT id, at, who, command, phase_from, phase_to, epoch, figures
+FROM (SELECT id, at, who, command, phase_from, phase_to, epoch,
+             figures - ARRAY['sql', 'shadow', 'gates', 'recreate', 'settings'] AS figures
+      FROM cachemig.journal ORDER BY id DESC LIMIT %(limit)s) AS newest
+ORDER BY id;
+
+-- name: whole_history
+-- The same with everything that was recorded.
+SELECT id, at, who, command, phase_from, phase_to, epoch, figures
+FROM (SELECT * FROM cachemig.journal ORDER BY id DESC LIMIT %(limit)s) AS newest
+ORDER BY id;
 
 -- name: lock_migration
 -- Held for one short transaction: two workers that notice the same thing begin one epoch, not two.

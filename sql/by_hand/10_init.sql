@@ -139,6 +139,25 @@ CREATE TABLE cachemig.lease (
 );
 COMMENT ON TABLE cachemig.lease IS 'cachemig: who may move the ladder at the moment';
 
+-- Without WAL, so that a commit waits for no disk and no standby; after a crash of Postgres it is empty.
+CREATE UNLOGGED TABLE cachemig.worker (
+    id           text PRIMARY KEY,
+    owner        text NOT NULL,  -- as in leases: host, pid, and when that process started
+    command      text NOT NULL,
+    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    done         bigint NOT NULL,
+    total        bigint,         -- null: not known
+    unit         text NOT NULL,
+    entries      bigint NOT NULL,
+    bytes        bigint NOT NULL,
+    rate_bytes_s bigint NOT NULL,
+    note         text,
+    slowed       text,           -- why it goes slower than it could
+    waiting      text            -- why nothing moves
+) WITH (fillfactor = 50);
+COMMENT ON TABLE cachemig.worker IS 'cachemig: what running workers are at, for people to see; nothing depends on it';
+
 CREATE TABLE cachemig.client (
     id          text PRIMARY KEY,
     name        text NOT NULL,

@@ -59,7 +59,8 @@ def test_a_command_loads_what_it_uses(operator: Operator, table: Table) -> None:
     operator.fine("init")
     operator.fine("dual-write")
     for arguments, without in (
-        (["status", "--column", "analytics_cache", "--json"], NEVER | SCREEN | REDIS),
+        (["status", "--column", "analytics_cache"], NEVER | SCREEN | REDIS),
+        (["status", "--history", "--json"], NEVER | SCREEN | REDIS),
         (["pause"], NEVER | SCREEN | REDIS | {"tenacity"}),
         (["resume"], NEVER | SCREEN | REDIS | {"tenacity"}),
         # orjson: the shape emg is looked at field by field.

@@ -78,7 +78,7 @@ DRY_RUNS: dict[str, list[tuple[str, list[str], str]]] = {
     "clean": [("idle dropped", ["--values"], "DROP SCHEMA cachemig")],
     "apply": [],  # test_apply.py: its --dry-run is --check
 }
-READ = {"plan", "status", "residue", "measure", "ci", "report"}
+READ = {"plan", "status", "watch", "residue", "measure", "ci", "report"}
 OF_ITS_OWN = {"demo", "rehearse"}  # changes servers that it has made
 PHASES = ("not begun", "idle", "dual-write", "cutover", "redis-only", "dropped")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -648,17 +649,63 @@ def measure(
 
 
 @command(app, LOOK)
-def status(run: Run) -> None:
+def status(
+    run: Run,
+    history: Annotated[bool, typer.Option("--history", help="the journal: what was done, by whom, with what")] = False,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="with --history: the last N lines of it")] = 50,
+) -> None:
     """Say where the migration stands, and what comes next.
 
-    Phase, progress, backlog, clients, and the last steps taken. Changes nothing.
+    Phase, progress, backlog, clients, and the last steps taken; with --json workers and memory of Redis too. Changes
+    nothing.
 
     Example:
       cachemig status --json
+      cachemig status --history
     """
+    from dataclasses import replace
+
+    from cachemig.steps import redis_memory
     from cachemig.steps import status as step
 
-    run.show(step.status(run.settings), render.status)
+    if history:
+        from cachemig.cli import render_watch
+
+        run.show(step.history(run.settings, limit), render_watch.history)
+        return
+    result = step.status(run.settings)
+    if run.as_json:
+        result = replace(result, redis=redis_memory.ask_once(run.settings, os.environ))
+    run.show(result, render.status)
+
+
+@command(app, LOOK)
+def watch(
+    run: Run,
+    interval: Annotated[str, typer.Option("--interval", metavar="DURATION", help="how often it is drawn anew")] = "1s",
+    once: Annotated[bool, typer.Option("--once", help="show it once, and end")] = False,
+) -> None:
+    """Follow the migration, live.
+
+    Progress, backlog, workers and why they wait, clients, Redis, journal. At a terminal a view that is drawn anew;
+    elsewhere a line each half minute, and one whenever phase or reason change. Ctrl-C ends it, and nothing else.
+
+    Example:
+      cachemig watch
+    """
+    from cachemig.cli import watching
+    from cachemig.steps import watch as step
+
+    if run.as_json:
+        raise ConfigError("watch is for people to read", hint="cachemig status --json has the same data")
+    with step.Watcher(run.settings, os.environ, seconds_of("--interval", interval)) as watcher:
+        watcher.begin()
+        if not once:
+            watching.watch(run.screen, watcher, seconds_of("--interval", interval))
+            return
+        view = watcher.view()
+    watching.once(run.screen, view)
+    run.exit_code = Exit.FINE if view.status is not None else Exit.ERROR
 
 
 @command(app, FINISH, "chunk_bytes", "retry_for")

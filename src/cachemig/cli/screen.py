@@ -36,6 +36,11 @@ class Screen:
         self._talk = console(sys.stderr)
         self._results = self._talk if results_to_stderr else console(sys.stdout)
 
+    @property
+    def console(self) -> Console:
+        """Where results go."""
+        return self._results
+
     def say(self, text: str) -> None:
         """Talk: what is going on."""
         self._talk.print(plain(text), soft_wrap=True)

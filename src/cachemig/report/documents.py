@@ -46,7 +46,7 @@ RESULTS: dict[str, dict[str, str]] = {
     },
     "residue": {"": "cachemig.steps.residue:Residue"},
     "measure": {"": "cachemig.steps.measure:Measured"},
-    "status": {"": "cachemig.steps.status:Status"},
+    "status": {"": "cachemig.steps.status:Status", "history": "cachemig.steps.status:History"},
     "archive": {
         "": "cachemig.steps.archive:Archived",
         "forget": "cachemig.steps.archive:Forgotten",

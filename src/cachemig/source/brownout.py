@@ -16,7 +16,7 @@ from psycopg import sql
 from cachemig.config import Settings
 from cachemig.errors import LockNotGranted
 from cachemig.source import queries
-from cachemig.source.connect import Connection, connect, source_errors, transaction
+from cachemig.source.connect import Connection, connect, run, source_errors, transaction
 
 TRIES = 30
 _FIRES = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA", "D": "DISABLE"}
@@ -50,10 +50,16 @@ def end_overdue(settings: Settings) -> str | None:
 def end(settings: Settings) -> str | None:
     """Renames the column back, now. Returns its name, or None where no brownout is under way. Any number of callers may
     do it at once. Raises LockNotGranted when the table was in use at every try."""
+    revealed = reveal(settings, journalled=True)
+    return revealed[0] if revealed else None
+
+
+def reveal(settings: Settings, *, journalled: bool) -> tuple[str, list[str]] | None:
+    """The same: the column's name, and the statements that ran. `journalled`: nobody else records them."""
     with connect(settings) as conn:
         for left in reversed(range(TRIES)):
             try:
-                return _reveal(conn, settings)
+                return _reveal(conn, settings, journalled=journalled)
             except LockNotGranted:
                 if not left:
                     raise
@@ -61,19 +67,23 @@ def end(settings: Settings) -> str | None:
     return None
 
 
-def _reveal(conn: Connection, settings: Settings) -> str | None:
+def _reveal(conn: Connection, settings: Settings, *, journalled: bool) -> tuple[str, list[str]] | None:
     row = _row(conn)
     if row is None:
         return None
     with transaction(conn, lock_timeout_s=settings.lock_timeout):
         if conn.execute(queries.text("drop_column", "brownout_end")).fetchone() is None:
             return None  # somebody else has done it meanwhile
+        ran: list[str] = []
         if row[8] is not None:
             table = sql.Identifier(row[7], row[8])
-            conn.execute(queries.query("drop_column", "drop_lock", table=table))
-            rename(conn, table, row[2], row[1])
-            fire(conn, table, row[3])
-    return str(row[1])
+            lock = queries.query("drop_column", "drop_lock", table=table)
+            ran = run(conn, [lock, renaming(table, row[2], row[1]), *firing(table, row[3])])
+        if journalled:
+            from cachemig.source import control  # every command loads this module first, and few end a brownout
+
+            control.journal(conn, "drop-column --end-brownout", {"of": row[5], "overdue": row[6], "sql": ran})
+    return str(row[1]), ran
 
 
 def _row(conn: Connection) -> tuple[Any, ...] | None:
@@ -103,10 +113,6 @@ def renaming(table: sql.Identifier, old: str, new: str) -> sql.Composed:
     return queries.query("drop_column", "brownout_rename", table=table, **names)
 
 
-def rename(conn: Connection, table: sql.Identifier, old: str, new: str) -> None:
-    conn.execute(renaming(table, old, new))
-
-
 def firing(table: sql.Identifier, triggers: dict[str, str]) -> list[sql.Composed]:
     """How these triggers are to fire."""
     return [
@@ -115,8 +121,3 @@ def firing(table: sql.Identifier, triggers: dict[str, str]) -> list[sql.Composed
         )
         for name, how in triggers.items()
     ]
-
-
-def fire(conn: Connection, table: sql.Identifier, triggers: dict[str, str]) -> None:
-    for statement in firing(table, triggers):
-        conn.execute(statement)

@@ -8,7 +8,7 @@ from psycopg import sql
 
 from cachemig.source import queries
 from cachemig.source.chunks import Range
-from cachemig.source.connect import Connection, source_errors
+from cachemig.source.connect import Connection, run, source_errors
 from cachemig.source.table import Table
 
 
@@ -37,6 +37,16 @@ def removal(table: Table, in_work: Sequence[Range]) -> list[sql.Composed]:
     """The statements that switch capture off, in order, to be run in one transaction."""
     marks = [queries.query("capture", "mark_in_work", **table.parts, range=table.range(*range_)) for range_ in in_work]
     return [*marks, lock(table, replace=True), queries.query("capture", "capture_drop", table=table.identifier)]
+
+
+def remove(conn: Connection, table: Table, in_work: Sequence[Range]) -> list[str]:
+    """Switches capture off, in the caller's transaction. Returns the statements that ran, for the journal: without the
+    marking of chunks in work, which names keys of rows."""
+    *marks, lock_table, drop = removal(table, in_work)
+    with source_errors():
+        for mark_in_work in marks:
+            conn.execute(mark_in_work)
+    return run(conn, [lock_table, drop])
 
 
 def statements(table: Table, mode: str, *, replace: bool) -> list[sql.Composed]:

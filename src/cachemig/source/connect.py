@@ -5,12 +5,13 @@ Works through a transaction pooler: no session state is relied on, nothing is pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from psycopg import errors as pg
+from psycopg import sql
 
 from cachemig import errors
 from cachemig.config import Settings
@@ -104,6 +105,16 @@ def connect(settings: Settings) -> Iterator[Connection]:
         yield conn
     finally:
         conn.close()
+
+
+def run(conn: Connection, statements: Iterable[sql.Composable]) -> list[str]:
+    """Runs statements in order. Returns their texts as they ran: what a command keeps in the journal under `sql`, so
+    none that holds a row's value or key is run by this."""
+    texts = []
+    for statement in statements:
+        texts.append(statement.as_string(conn))
+        conn.execute(statement)  # type: ignore[call-overload]  # any Composable
+    return texts
 
 
 @contextmanager

@@ -136,6 +136,27 @@ def journal(conn: Connection, command: str, figures: dict[str, Any], *, phase_fr
         )
 
 
+@dataclass(frozen=True)
+class Line:
+    """One line of the journal."""
+
+    id: int
+    at: datetime
+    who: str
+    command: str
+    phase_from: str | None
+    phase_to: str | None
+    epoch: int | None
+    figures: dict[str, Any]
+
+
+def history(conn: Connection, limit: int, *, whole: bool = False) -> list[Line]:
+    """The last lines of the journal, newest last; `whole`: with the statements that were run."""
+    with source_errors():
+        rows = conn.execute(queries.text("control", "whole_history" if whole else "history"), {"limit": limit})
+        return [Line(*row) for row in rows]
+
+
 def set_phase(conn: Connection, phase: Phase, epoch: int) -> None:
     with source_errors():
         conn.execute(queries.text("control", "set_phase"), {"phase": phase.value, "epoch": epoch, "who": who()})

@@ -31,7 +31,9 @@ from cachemig.steps.delivery import Tally, deliver
 from cachemig.steps.orders import Orders, Paused
 from cachemig.steps.read_ahead import Ahead, Reader
 from cachemig.steps.retry import Reconnecting, attempts, reason
+from cachemig.steps.shown import Shown, leaving
 from cachemig.steps.standby import Standby
+from cachemig.steps.unfinished import unfinished
 from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 
@@ -64,6 +66,12 @@ class Backfilled:
     repaired: int = 0
     """Corrupt values that were decoded or recomputed in the table, and delivered."""
     seconds: float = 0.0
+
+    def add(self, other: Backfilled) -> None:
+        """What one worker did."""
+        self.tally.merge(other.tally)
+        self.chunks += other.chunks
+        self.left_over += other.left_over
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -132,29 +140,37 @@ def backfill(
         _ready(conn, settings, inspect(conn, settings))
         started = control.now(conn)
     target.check()  # one that is not there from the start is a mistake, and not waited for
-    while True:
-        table, migration, result.resumed_at = yield from _laid_out(settings, stop, restart=restart)
-        with Worker.of(settings, target, stop, table, migration) as worker:
-            helped = crew.begin(migration.epoch) if crew else None
-            yield from _together(worker, helped)
-            yield from worker.left_over(started)
-        with connect(settings) as conn:
-            for figures in chunks.done_by(conn, helped.owners if helped else []):
-                result.tally.merge(Tally.of(figures))
-                result.chunks += 1
-            result.tally.merge(worker.result.tally)
-            result.chunks += worker.result.chunks
-            result.left_over += worker.result.left_over
-            if worker.is_of_this_epoch(conn):
-                break
-        restart = False
-        result.epochs += 1
-    with connect(settings) as conn:
-        repairs = settings.corrupt == "recompute" and "set-aside" in ledger.counts(conn)
-    if repairs:
-        from cachemig.steps.recompute import recompute  # NumPy's neighbours are loaded only where they are needed
+    working: list[Worker] = []
 
-        result.repaired = (yield from recompute(settings, target, stop, None)).repaired
+    def so_far() -> dict[str, Any]:
+        result.seconds = time.monotonic() - began
+        for worker in working:
+            result.add(worker.result)
+        return result.figures() if result.tally.entries else {}
+
+    with unfinished(settings, "backfill", so_far):
+        while True:
+            table, migration, result.resumed_at = yield from _laid_out(settings, stop, restart=restart)
+            with Worker.of(settings, target, stop, table, migration) as worker:
+                working.append(worker)
+                helped = crew.begin(migration.epoch) if crew else None
+                yield from _together(worker, helped)
+                yield from worker.shown.over(worker.asking, worker.left_over(started))
+            with connect(settings) as conn:
+                for figures in chunks.done_by(conn, helped.owners if helped else []):
+                    result.tally.merge(Tally.of(figures))
+                    result.chunks += 1
+                result.add(working.pop().result)
+                if worker.is_of_this_epoch(conn):
+                    break
+            restart = False
+            result.epochs += 1
+        with connect(settings) as conn:
+            repairs = settings.corrupt == "recompute" and "set-aside" in ledger.counts(conn)
+        if repairs:
+            from cachemig.steps.recompute import recompute  # NumPy's neighbours are loaded only where they are needed
+
+            result.repaired = (yield from recompute(settings, target, stop, None)).repaired
     result.seconds = time.monotonic() - began
     with connect(settings) as conn:
         control.journal(conn, "backfill", result.figures())
@@ -168,12 +184,12 @@ def help_out(settings: Settings, target: RedisTarget, stop: Stop, epoch: int) ->
         migration = _ready(conn, settings, table)
     if migration.epoch == epoch:
         with Worker.of(settings, target, stop, table, migration) as worker:
-            yield from worker.all_chunks()
+            yield from worker.shown.over(worker.asking, worker.all_chunks())
 
 
 def _together(worker: Worker, helped: Shift | None) -> Generator[Progress, None, None]:
     """This worker's progress with what the others have done added."""
-    for progress in worker.all_chunks():
+    for progress in worker.shown.over(worker.asking, worker.all_chunks()):
         yield helped.added_to(progress) if helped else progress
     if helped:
         began = time.monotonic()
@@ -192,8 +208,11 @@ def _laid_out(
             table = inspect(conn, settings)
             migration = _ready(conn, settings, table)
             if restart or not chunks.is_laid_out(migration.layout, table, migration.epoch):
-                yield Progress(0, None, "chunks", note="dividing the table into chunks")
-                layout = chunks.lay_out(conn, table, migration.epoch, again=restart)
+                dividing = Progress(0, None, "chunks", note="dividing the table into chunks")
+                yield dividing
+                with Reconnecting(settings) as asking, leaving(Shown("backfill"), asking) as shown:
+                    shown.say(asking, dividing)
+                    layout = chunks.lay_out(conn, table, migration.epoch, again=restart)
                 migration = replace(migration, layout=layout)
             return table, migration, chunks.totals(conn).done
         yield Progress(0, None, "chunks", waiting="another worker divides the table into chunks")
@@ -241,6 +260,7 @@ class Worker:
     reader: Reader[Entry]
     standby: Standby | None
     orders: Orders
+    shown: Shown
     result: Backfilled = field(default_factory=Backfilled)
     owner: str = field(default_factory=control.owner)
     totals: chunks.Totals = field(default_factory=chunks.Totals)
@@ -262,10 +282,13 @@ class Worker:
             ) as reader,
         ):
             standby = Standby.of(settings, session.get(), table, migration)
-            yield cls(
+            orders = Orders(settings, stop)
+            worker = cls(
                 settings, target, stop, table, migration.epoch, chunks.shared_of(migration.layout), session, asking,
-                reader, standby, Orders(settings, stop),
+                reader, standby, orders, Shown("backfill", lambda: orders.limit),
             )  # fmt: skip
+            with leaving(worker.shown, asking):
+                yield worker
 
     def is_of_this_epoch(self, conn: Connection) -> bool:
         """What was delivered still counts: both servers are the ones that it was delivered between."""

@@ -49,6 +49,8 @@ def clean(
             )
         with transaction(conn, read_only=True):
             counts = conn.execute(queries.text("control", "made")).fetchone()
+        if execute:  # goes with the schema; stays where this is interrupted
+            control.journal(conn, "clean", {"values": values})
         own = yield from _keys(target, _own_pattern(target.template), target.template, execute)
         held = 0
         if values:

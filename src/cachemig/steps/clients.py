@@ -161,6 +161,11 @@ class Report:
     def total(self, path: str) -> int:
         return sum(self.reads[path].values())
 
+    @property
+    def hit_rate(self) -> float | None:
+        """Of the reads from Redis; one that failed is no hit."""
+        return round(self.reads["redis"]["hit"] / asked, 4) if (asked := self.total("redis")) else None
+
     def since(self, before: Report) -> Report:
         """The counts since another report; latencies are those of the last calls."""
         reads = {path: self.reads[path] - before.reads[path] for path in PATHS}
@@ -200,6 +205,19 @@ def report(stats: Iterable[Mapping[str, Any]]) -> Report:
         for path in PATHS
         if calls[path]
     }
+    return total
+
+
+def since(reports: Mapping[str, Report], before: Mapping[str, Report]) -> Report:
+    """The sum of what each client has counted since; one that began later counts from 0."""
+    total = Report()
+    for name, one in reports.items():
+        part = one.since(before.get(name, Report()))
+        for path in PATHS:
+            total.reads[path] += part.reads[path]
+        total.fallback += part.fallback
+        total.writes += part.writes
+        total.shadow += part.shadow
     return total
 
 

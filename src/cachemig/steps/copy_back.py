@@ -22,10 +22,12 @@ from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import capture, control, queries
 from cachemig.source.connect import Connection, connect, transaction
+from cachemig.source.connect import run as execute
 from cachemig.source.table import Table, inspect
 from cachemig.steps import dry_run, epoch
 from cachemig.steps.epoch import Prepared
 from cachemig.steps.retry import Reconnecting, attempts, lock_attempts, reason
+from cachemig.steps.unfinished import unfinished
 from cachemig.stop import Stop
 from cachemig.targets.keys import VERSION, escape, owner_of
 from cachemig.targets.redis import RedisTarget
@@ -52,6 +54,11 @@ class CopiedBack:
     writes_refused_s: float = 0.0
     """So long writes failed, between the last pass and the end."""
 
+    def figures(self) -> dict[str, Any]:
+        """For the journal: numbers alone."""
+        numbers = ("keys", "written", "emptied", "late")
+        return {**{name: getattr(self, name) for name in numbers}, "left": len(self.left)}
+
 
 def newer(target: RedisTarget, base: int) -> Iterator[list[tuple[str, int]]]:
     """Keys that were written to Redis alone, with their versions, in batches; some may come twice."""
@@ -74,23 +81,24 @@ def copy_back(
     migration = control.require(session.get(), settings, "rollback")
     table = inspect(session.get(), settings)
     run = _Run(session, settings, target, stop, table, migration.base, result)
-    yield from run.copy()
-    run.require_room(accept_left)
-    with control.lease(session.get(), "ladder") as fence:
-        _still(session.get(), settings)
-        began = time.monotonic()
-        ended = False
-        while not ended:
-            prepared = _fence(session.get(), migration, target)
-            try:
-                yield from run.copy()
-                run.require_room(accept_left)
-                ended = yield from _end(run, prepared, fence)
-            except BaseException:  # whatever it was, writes are not to be refused until somebody comes
-                with suppress(CachemigError), connect(settings) as conn:  # the other one may be gone
-                    _lift(conn, settings, target, prepared)
-                raise
-        result.writes_refused_s = round(time.monotonic() - began, 3)
+    with unfinished(settings, "rollback", lambda: result.figures() if result.keys else {}, phase_from=migration.phase):
+        yield from run.copy()
+        run.require_room(accept_left)
+        with control.lease(session.get(), "ladder") as fence:
+            _still(session.get(), settings)
+            began = time.monotonic()
+            ended = False
+            while not ended:
+                prepared = _fence(session.get(), migration, target)
+                try:
+                    yield from run.copy()
+                    run.require_room(accept_left)
+                    ended = yield from _end(run, prepared, fence)
+                except BaseException:  # whatever it was, writes are not to be refused until somebody comes
+                    with suppress(CachemigError), connect(settings) as conn:  # the other one may be gone
+                        _lift(conn, settings, target, prepared)
+                    raise
+            result.writes_refused_s = round(time.monotonic() - began, 3)
     return result
 
 
@@ -255,34 +263,29 @@ def _end(run: _Run, prepared: Prepared, fence: int) -> Generator[Progress, None,
             if run.target.identity() != prepared.identity:  # the fence is gone with what Redis lost: once more
                 return False
             mode = capture.mode(conn, run.table)
-            conn.execute(capture.lock(run.table, replace=True))
+            ran = execute(conn, [capture.lock(run.table, replace=True)])
             waiting = conn.execute(queries.text("copy_back", "late_waiting")).fetchall()
             late: dict[str, str | None] = {str(key): value for key, value in waiting}
             if late:
                 run.put_inside(conn, late)
             conn.execute(queries.text("copy_back", "late_settled"))
-            conn.execute(capture.unguard(run.table))
-            for statement in capture.statements(run.table, mode, replace=True):
-                conn.execute(statement)
+            ran += execute(conn, [capture.unguard(run.table), *capture.statements(run.table, mode, replace=True)])
             number, marked = epoch.record(conn, Phase.CUTOVER, prepared)
             capture.mark(conn, list(late))
             conn.execute(queries.text("cutover", "thaw"))
             run.result.late = len(late)
-            _journal(conn, run.result, number, marked, fence)
+            _journal(conn, run.result, number, marked, fence, ran)
         if why := reason(attempt.retry_state):
             tried = attempt.retry_state.attempt_number
             yield Progress(tried, None, "tries", waiting=f"{why}; the application goes first")
     return True
 
 
-def _journal(conn: Connection, result: CopiedBack, number: int, marked: int, fence: int) -> None:
+def _journal(conn: Connection, result: CopiedBack, number: int, marked: int, fence: int, ran: list[str]) -> None:
     held = conn.execute(
         queries.text("control", "holds_lease"), {"name": "ladder", "owner": control.owner(), "fence": fence}
     ).fetchone()
     if held is None:
         raise LeaseHeld("another run has taken the lease meanwhile", hint=AGAIN)
-    figures: dict[str, Any] = {
-        "epoch": number, "marked": marked, "keys": result.keys, "written": result.written, "emptied": result.emptied,
-        "late": result.late, "left": len(result.left),
-    }  # fmt: skip
+    figures = {"epoch": number, "marked": marked, **result.figures(), "sql": ran}
     control.journal(conn, "rollback", figures, phase_from=Phase.REDIS_ONLY)

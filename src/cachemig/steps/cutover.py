@@ -433,7 +433,7 @@ def _watch(
             raise _moved_by_others(migration, at)
         reports = {client.id: clients.report([client.stats]) for client in everyone}
         before = reports if before is None else before
-        since = _since(reports, before)
+        since = clients.since(reports, before)
         # Of those alone that are live: the latencies of the dead are of another time.
         since.latency_ms = clients.report(client.stats for client in everyone if client.live).latency_ms
         limits = measured_limits(since)
@@ -446,19 +446,6 @@ def _watch(
         _check(stop, at, again)
         yield Progress(round(passed), round(hold), "s", note=f"{stage(*at)}: {_told(since)}", waiting=late)
         stop.wait(min(LOOK_S, max(hold - passed, 0.05)))
-
-
-def _since(reports: dict[str, Report], before: dict[str, Report]) -> Report:
-    """The sum of what each client has counted since; one that began later counts from 0."""
-    total = Report()
-    for name, report in reports.items():
-        part = report.since(before.get(name, Report()))
-        for path in clients.PATHS:
-            total.reads[path] += part.reads[path]
-        total.fallback += part.fallback
-        total.writes += part.writes
-        total.shadow += part.shadow
-    return total
 
 
 def _told(report: Report) -> str:

@@ -12,7 +12,7 @@ from cachemig.errors import LeaseHeld
 from cachemig.ladder import ALLOWED, CAPTURED, Phase
 from cachemig.progress import Progress
 from cachemig.source import capture, chunks, control, functions, ledger, queries
-from cachemig.source.connect import Connection, connect, transaction
+from cachemig.source.connect import Connection, connect, run, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import clients, doctor, dry_run, epoch
 from cachemig.steps.dry_run import DryRun
@@ -111,7 +111,7 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
             migration = control.require(conn, settings)
             if _is_so(conn, table, migration, enable):
                 if enable:  # app_roles or the key column's type may be others now
-                    _renew_functions(conn, table)
+                    _renew_functions(conn, table, migration)
                 return Switched(migration.phase, False, migration.epoch)
             # In cutover reads are to go back first: what Redis holds is not to be trusted after a time without capture.
             control.require(conn, settings, "dual-write" if enable else "dual-write --disable")
@@ -126,10 +126,10 @@ def switch(settings: Settings, target: RedisTarget, *, enable: bool) -> Generato
     return result
 
 
-def _renew_functions(conn: Connection, table: Table) -> None:
+def _renew_functions(conn: Connection, table: Table, migration: control.Migration) -> None:
     with transaction(conn):
-        for statement in functions.statements(conn, table):
-            conn.execute(statement)
+        ran = run(conn, functions.statements(conn, table))
+        control.journal(conn, "dual-write", {"renewed": "functions", "sql": ran}, phase_from=migration.phase)
 
 
 def _switch(
@@ -144,8 +144,10 @@ def _switch(
         now = control.find(conn)
         if now is None or now.phase is not migration.phase:  # the lease ran out while the table was waited for
             raise LeaseHeld("another run has moved the ladder meanwhile")
-        for statement in _statements(conn, table, prepared is not None):
-            conn.execute(statement)
+        if prepared is None:
+            ran = capture.remove(conn, table, chunks.in_work(conn))
+        else:
+            ran = run(conn, _statements(conn, table, enable=True))
         if prepared is None:
             control.set_phase(conn, wanted, number)
         else:
@@ -155,7 +157,7 @@ def _switch(
         control.journal(
             conn,
             "dual-write --disable" if prepared is None else "dual-write",
-            {"capture": mode, "epoch": number, "marked": marked, "shadow": clients.shadow_so_far(conn)},
+            {"capture": mode, "epoch": number, "marked": marked, "shadow": clients.shadow_so_far(conn), "sql": ran},
             phase_from=migration.phase,
         )
     return Switched(wanted, True, number, mode, marked)

@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from cachemig.config import CONFIG_FILE, SECRET, Settings, fields, mask, show_duration
 from cachemig.source import control, functions, queries, standing
-from cachemig.source.connect import Connection, connect, transaction
+from cachemig.source.connect import Connection, connect, run, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps import doctor, dry_run
 from cachemig.steps.dry_run import DryRun
@@ -83,11 +83,10 @@ def init(settings: Settings, target: RedisTarget, directory: Path) -> Initialise
         else:
             doctor.gate(settings, target, "init")
             with transaction(conn):
-                for statement in _statements(conn, table):
-                    conn.execute(statement)
+                ran = run(conn, _statements(conn, table))
                 conn.execute(queries.text("control", "begin_migration"), _begun_with(settings))
                 disk = standing.on_disk(conn, table.oid)
-                figures = {"table_bytes": disk.table, "database_bytes": disk.database}
+                figures = {"table_bytes": disk.table, "database_bytes": disk.database, "sql": ran}
                 control.journal(conn, "init", {"settings": settings.identity(), **figures})
     if not _writes_file(settings, directory):
         return Initialised(created, None)

@@ -119,6 +119,15 @@ class Orders:
             return f"slowed to {in_mib(self._rate or 0)}/s: {self._neighbour.slowed}"
         return None
 
+    @property
+    def limit(self) -> str | None:
+        """The limit by hand, for who looks at the worker from outside."""
+        by_hand = self._own_rate if self._given.max_rate is None else self._given.max_rate
+        if not by_hand:
+            return None
+        whose = "max_rate" if self._given.max_rate is None else "cachemig throttle"
+        return f"limited to {in_mib(by_hand)}/s by {whose}"
+
     def spend(self, nbytes: int) -> None:
         """Waits until these bytes are within the rate, and the rest that follows work is over; a moment at most, so
         that orders are seen. While it is `held`, `spend(0)` waits on."""

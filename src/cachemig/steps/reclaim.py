@@ -20,6 +20,7 @@ from cachemig.source import control, queries
 from cachemig.source.connect import Connection, connect, source_errors, transaction
 from cachemig.steps.drop_column.inspect import Subject, find
 from cachemig.steps.drop_column.lock import Waited, run_watched
+from cachemig.steps.unfinished import unfinished
 from cachemig.stop import Stop
 
 Method = Literal["none", "vacuum-full", "pg_repack"]
@@ -135,8 +136,10 @@ def reclaim(
     if not next(c for c in seen.choices if c.method == method).available:
         raise Refused(f"{method} is not installed here", hint="cachemig reclaim shows what there is")
     waited, began = Waited(), time.monotonic()
+    ran: list[str] = []
     if method == "vacuum-full":
-        yield from _vacuum_full(settings, stop, table, waited, tries)
+        with unfinished(settings, "reclaim", lambda: {"method": method, "sql": ran} if ran else {}):
+            yield from _vacuum_full(settings, stop, table, waited, tries, ran)
     elif method == "pg_repack":
         yield from _repack(settings, stop, table)
     with connect(settings) as conn:
@@ -159,6 +162,8 @@ def reclaim(
                     "table_bytes_after": result.after.table,
                     "database_bytes_before": result.before.database,
                     "database_bytes_after": result.after.database,
+                    "sql": ran,
+                    **({"ran": " ".join(repack_command(settings, table))} if method == "pg_repack" else {}),
                 },
             )
     return result
@@ -254,8 +259,9 @@ def choices(before: Sizes, kept_bytes: int, *, repack: bool) -> tuple[Choice, ..
 
 
 def _vacuum_full(
-    settings: Settings, stop: Stop, table: Subject, waited: Waited, tries: int
+    settings: Settings, stop: Stop, table: Subject, waited: Waited, tries: int, ran: list[str]
 ) -> Generator[Progress, None, None]:
+    """`ran`: the statements as they ended well, one after the other."""
     with connect(settings) as watcher, source_errors():
         parts = conn_tables(watcher, table)
         for done, part in enumerate(parts):
@@ -263,6 +269,7 @@ def _vacuum_full(
                 stop.check("cachemig reclaim --execute goes on with what is left")
                 try:
                     yield from _one(settings, stop, watcher, part, waited, done, len(parts))
+                    ran.append(queries.query("reclaim", "reclaim_vacuum_full", table=part).as_string(watcher))
                     break
                 except LockNotGranted:
                     held = "; ".join(waited.now) or "somebody"

@@ -31,6 +31,7 @@ from cachemig.source.repair import Repair, Row
 from cachemig.source.table import Table, inspect
 from cachemig.steps import sync
 from cachemig.steps.retry import Reconnecting, attempts, reason
+from cachemig.steps.unfinished import unfinished
 from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 
@@ -131,7 +132,12 @@ def recompute(
         if dry_run:
             result.statements += repair.statements(table)
         wanted = keys if keys is not None else _set_aside(session)
-        with Pool(workers(), workshop.limits) as pool:
+
+        def so_far() -> dict[str, Any]:
+            result.seconds = time.monotonic() - began
+            return result.figures() if result.repaired and not dry_run else {}
+
+        with unfinished(settings, "recompute", so_far), Pool(workers(), workshop.limits) as pool:
             rows = _rows(session, table, wanted, workshop.columns, result)
             for row, product in pool.map(workshop.work, rows):
                 stop.check(RESUME)
@@ -159,14 +165,19 @@ def undo(
     with Reconnecting(settings) as session:
         control.require(session.get(), settings, "recompute")
         table = inspect(session.get(), settings)
-        for done in repair.repairs(session.get(), keys):
-            stop.check(RESUME)
-            if dry_run:
-                was_undone = repair.can_undo(session.get(), table, done)
-            else:
-                was_undone = repair.undo(session.get(), table, done, lock_timeout_s=settings.lock_timeout)
-            undone, changed = undone + was_undone, changed + (not was_undone)
-            yield Progress(undone + changed, None, "keys")
+
+        def so_far() -> dict[str, Any]:
+            return {"undone": undone, "changed_since": changed} if undone and not dry_run else {}
+
+        with unfinished(settings, "recompute --undo", so_far):
+            for done in repair.repairs(session.get(), keys):
+                stop.check(RESUME)
+                if dry_run:
+                    was_undone = repair.can_undo(session.get(), table, done)
+                else:
+                    was_undone = repair.undo(session.get(), table, done, lock_timeout_s=settings.lock_timeout)
+                undone, changed = undone + was_undone, changed + (not was_undone)
+                yield Progress(undone + changed, None, "keys")
         if dry_run:
             return Undone(undone, changed, dry_run=True, statements=repair.statements(table, undo=True))
         control.journal(session.get(), "recompute --undo", {"undone": undone, "changed_since": changed})

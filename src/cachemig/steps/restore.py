@@ -8,7 +8,7 @@ goes on where it was, also where no control schema is left.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -34,9 +34,10 @@ from cachemig.source import archive as source
 from cachemig.source import capture, control, queries
 from cachemig.source import restore as target_side
 from cachemig.source.archive import Identity
-from cachemig.source.connect import Connection, connect, source_errors, transaction
+from cachemig.source.connect import Connection, connect, run, source_errors, transaction
 from cachemig.source.table import Table, inspect
 from cachemig.steps.retry import Reconnecting, attempts, reason
+from cachemig.steps.unfinished import unfinished
 from cachemig.stop import Stop
 from cachemig.targets.keys import VERSION, companion
 from cachemig.targets.redis import RedisTarget
@@ -123,6 +124,9 @@ class Restored:
         return {**asdict(self), "cases": len(self.cases), "seconds": round(self.seconds, 3)}
 
 
+Settle = Callable[[Connection, Restored], Sequence[str]]
+
+
 def preview(
     settings: Settings, stop: Stop, location: str, *, spool: Path | None = None
 ) -> Generator[Progress, None, Outlook]:
@@ -169,13 +173,13 @@ def restore(
     location: str,
     *,
     spool: Path | None = None,
-    settle: Callable[[Connection, Restored], None] | None = None,
+    settle: Settle | None = None,
 ) -> Generator[Progress, None, Restored]:
     """Puts the column back and compares every row. `target` None: Redis is not asked for what is newer.
 
     `settle` is called once, in the transaction that ends the restore (with its journal entry, where there is a control
-    schema): to move the ladder. Not where something is bad; then the column's comment goes on to say that it is being
-    restored, and running it again goes on.
+    schema): to move the ladder; it returns the statements that it ran. Not where something is bad; then the column's
+    comment goes on to say that it is being restored, and running it again goes on.
 
     Raises Refused where the column is there and no restore of this archive was begun, Damaged before anything is
     changed, Interrupted on request, LockNotGranted where the table was busy at every try, SourceError or TargetError
@@ -197,19 +201,23 @@ def restore(
             yield from _add_column(session.get(), settings, stop, manifest, sha256, left_out)
         table = inspect(session.get(), _without_what_is_gone(settings, session.get(), manifest.head.table))
         run = _Run(settings, stop, session, target, table, target_side.identity(table, manifest.head), file, manifest)
-        yield from run.data(found.blocks)
-        yield from run.rows_since()
-        yield from run.defaults()
-        yield from run.belongings(left_out)
-        yield from run.verify(found.blocks)
-        t = run.tally
-        result = Restored(
-            place.shown, sha256, manifest.head.table, manifest.head.column, manifest.rows, t.filled, t.there_before,
-            t.gone, t.from_redis, t.emptied, t.since, t.verified, len(t.bad), tuple(t.bad.values())[:SHOWN],
-            tuple(t.statements), tuple(left_out), not t.bad, time.monotonic() - began,
-        )  # fmt: skip
-        if not t.bad:
-            yield from _settle(session.get(), settings, manifest, result, settle)
+        with unfinished(settings, "restore", run.so_far):
+            yield from run.data(found.blocks)
+            yield from run.rows_since()
+            yield from run.defaults()
+            yield from run.belongings(left_out)
+            yield from run.verify(found.blocks)
+            t = run.tally
+            result = Restored(
+                place.shown, sha256, manifest.head.table, manifest.head.column, manifest.rows, t.filled, t.there_before,
+                t.gone, t.from_redis, t.emptied, t.since, t.verified, len(t.bad), tuple(t.bad.values())[:SHOWN],
+                tuple(t.statements), tuple(left_out), not t.bad, time.monotonic() - began,
+            )  # fmt: skip
+            if not t.bad:
+                yield from _settle(session.get(), settings, manifest, result, settle, t.ran)
+        if t.bad and (migration := control.find(session.get())) is not None:
+            figures = {**result.figures(), "sql": t.ran}
+            control.journal(session.get(), "restore", figures, phase_from=migration.phase)
     return result
 
 
@@ -277,16 +285,17 @@ def _add_column(
 ) -> Generator[Progress, None, None]:
     statements, missing = target_side.column_statements(conn, manifest, sha256)
     left_out += missing
-    yield from _in_time(conn, settings, stop, lambda: _each(conn, statements))
 
+    def act() -> None:
+        ran = run(conn, statements)
+        if (migration := control.find(conn)) is not None:  # now, for the rest may take long, and be stopped
+            control.journal(conn, "restore begun", {"archive": sha256, "sql": ran}, phase_from=migration.phase)
 
-def _each(conn: Connection, statements: Iterable[Any]) -> None:
-    for statement in statements:
-        conn.execute(statement)
+    yield from _in_time(conn, settings, stop, act)
 
 
 def _in_time(
-    conn: Connection, settings: Settings, stop: Stop, act: Callable[[], None]
+    conn: Connection, settings: Settings, stop: Stop, act: Callable[[], object]
 ) -> Generator[Progress, None, None]:
     """Runs it in a transaction that waits for locks only for `lock_timeout`, then lets the application through and
     tries again. Raises LockNotGranted when the table was busy at every try."""
@@ -310,37 +319,38 @@ def _settle(
     settings: Settings,
     manifest: Manifest,
     result: Restored,
-    settle: Callable[[Connection, Restored], None] | None,
+    settle: Settle | None,
+    ran: Sequence[str],
 ) -> Generator[Progress, None, None]:
     def act() -> None:
         migration = control.find(conn)
         if migration is not None:
             conn.execute(queries.text("control", "lock_migration"))  # first of all locks, as everywhere
             migration = control.find(conn)
-        if settle is not None:
-            settle(conn, result)
-        conn.execute(target_side.final_comment(manifest))
+        settled = [] if settle is None else settle(conn, result)
+        commented = run(conn, [target_side.final_comment(manifest)])
         if migration is not None:
-            control.journal(conn, "restore", result.figures(), phase_from=migration.phase)
+            figures = {**result.figures(), "sql": [*ran, *settled, *commented]}
+            control.journal(conn, "restore", figures, phase_from=migration.phase)
 
     yield from _in_time(conn, settings, Stop(), act)
 
 
-def ladder_back(settings: Settings) -> Callable[[Connection, Restored], None]:
+def ladder_back(settings: Settings) -> Settle:
     """For `settle`: the ladder is as it was before the drop. Phase redis-only, with the guard on the column; the epochs
     were never changed. Nothing where there is no control schema, or where the column is not a frozen one."""
 
-    def act(conn: Connection, result: Restored) -> None:
+    def act(conn: Connection, result: Restored) -> Sequence[str]:
         migration = control.find(conn)
         if migration is None or migration.phase not in (Phase.REDIS_ONLY, Phase.DROPPED):
-            return
+            return []
         table = inspect(conn, _without_what_is_gone(settings, conn, result.table))
         with source_errors():
             last = conn.execute(queries.text("control", "journal_last_of"), {"command": "stop-writes"}).fetchone()
             rejects = last is not None and last[1].get("guard") == "reject"
-            for statement in capture.guard(table, capture.mode(conn, table), rejects=rejects):
-                conn.execute(statement)
+            ran = run(conn, capture.guard(table, capture.mode(conn, table), rejects=rejects))
         control.set_phase(conn, Phase.REDIS_ONLY, migration.epoch)
+        return ran
 
     return act
 
@@ -383,6 +393,8 @@ class _Tally:
     verified: int = 0
     bad: dict[object, Case] = field(default_factory=dict)
     statements: list[str] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+    """The text of these."""
 
 
 @dataclass
@@ -396,6 +408,12 @@ class _Run:
     file: IO[bytes]
     manifest: Manifest
     tally: _Tally = field(default_factory=_Tally)
+
+    def so_far(self) -> dict[str, Any]:
+        """What this run did, for the journal; the column itself is in `restore begun`."""
+        numbers = ("filled", "from_redis", "emptied", "since")
+        figures: dict[str, Any] = {name: getattr(self.tally, name) for name in numbers}
+        return {**figures, "sql": self.tally.ran} if any(figures.values()) or self.tally.ran else {}
 
     def data(self, blocks: Sequence[Block]) -> Generator[Progress, None, None]:
         done = nbytes = 0
@@ -550,9 +568,10 @@ class _Run:
                     with source_errors():
                         patient.get().execute(needed.statement)
                 else:
-                    act = partial(_each, patient.get(), [needed.statement])
+                    act = partial(run, patient.get(), [needed.statement])
                     yield from _in_time(patient.get(), self.settings, self.stop, act)
                 self.tally.statements.append(needed.what)
+                self.tally.ran.append(needed.statement.as_string(patient.get()))
 
     # The comparison --------------------------------------------------------------------------------------------------
 

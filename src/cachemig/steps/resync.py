@@ -9,7 +9,7 @@ from cachemig.config import Settings
 from cachemig.errors import Refused
 from cachemig.ladder import Phase
 from cachemig.source import capture, control, ledger, queries
-from cachemig.source.connect import Connection, connect
+from cachemig.source.connect import Connection, connect, transaction
 from cachemig.steps import dry_run, epoch
 from cachemig.steps.dry_run import DryRun
 from cachemig.targets.redis import RedisTarget
@@ -56,8 +56,9 @@ def resync(settings: Settings, target: RedisTarget, keys: Sequence[str]) -> Resy
     with connect(settings) as conn:
         migration = _require(conn, settings)
         if keys:
-            capture.mark(conn, keys)
-            control.journal(conn, "resync", {"keys": len(keys)})
+            with transaction(conn):
+                capture.mark(conn, keys)
+                control.journal(conn, "resync", {"keys": len(keys)})
             return Resynced(len(keys), None)
         begun = epoch.begin(conn, target, "asked for by resync", expected=migration.epoch)
         return Resynced(begun.marked, begun.epoch) if begun else resync(settings, target, keys)

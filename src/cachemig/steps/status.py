@@ -10,14 +10,17 @@ from typing import Any
 
 from cachemig.config import Settings, show_duration
 from cachemig.ladder import Phase, to_run
-from cachemig.source import capture, chunks, control, ledger, queries, standing
-from cachemig.source.connect import connect, source_errors, transaction
+from cachemig.source import capture, chunks, control, ledger, queries, standing, workers
+from cachemig.source.connect import Connection, connect, source_errors, transaction
 from cachemig.source.standing import Backlog, Late, Registered
 from cachemig.source.table import inspect
+from cachemig.source.workers import Running
 from cachemig.steps import clients
 from cachemig.steps.clients import Client, stage
 from cachemig.steps.orders import Given, read
+from cachemig.steps.redis_memory import Memory
 
+_LINES = 8
 _FROZEN = frozenset({Phase.REDIS_ONLY, Phase.DROPPED})
 
 
@@ -77,7 +80,14 @@ class Status:
     """The live ones."""
     reported: dict[str, Any]
     """What they report, added up (clients.Report)."""
+    hit_rate: float | None
+    """Of their reads from Redis; None: there were none."""
+    workers: list[Running]
+    journal: list[control.Line]
+    """The last lines, newest last, without what is long."""
     next_command: str
+    redis: Memory | None = None
+    """None: it was not asked."""
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,7 +95,27 @@ class Status:
 
 def status(settings: Settings) -> Status:
     """The migration's state. Raises NotInitialised before `cachemig init`."""
-    with connect(settings) as conn, transaction(conn, read_only=True):
+    with connect(settings) as conn:
+        return look(conn, settings)
+
+
+@dataclass(frozen=True)
+class History:
+    """The last lines of the journal, newest last."""
+
+    lines: list[control.Line]
+
+
+def history(settings: Settings, limit: int) -> History:
+    """With everything that was recorded."""
+    with connect(settings) as conn:
+        control.require(conn, settings)
+        return History(control.history(conn, limit, whole=True))
+
+
+def look(conn: Connection, settings: Settings) -> Status:
+    """The same over a connection that is there."""
+    with transaction(conn, read_only=True):
         migration = control.require(conn, settings)
         frozen = migration.frozen_epoch is not None or migration.phase in _FROZEN
         table = inspect(conn, settings, column_may_be_gone=frozen)
@@ -105,6 +135,7 @@ def status(settings: Settings) -> Status:
         soak = _soak(settings, migration, control.now(conn), late)
         behind = standing.backlog(conn)
         live = clients.live(conn)
+        reported = clients.report(client.stats for client in live)
         return Status(
             table=table.qualified,
             column=settings.column,
@@ -129,7 +160,10 @@ def status(settings: Settings) -> Status:
             backfill=last("backfill"),
             verify=last("verify"),
             clients=live,
-            reported=clients.report(client.stats for client in live).figures(),
+            reported=reported.figures(),
+            hit_rate=reported.hit_rate,
+            workers=workers.running(conn),
+            journal=control.history(conn, _LINES),
             next_command=_next(
                 settings,
                 migration,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from psycopg import sql
 
@@ -21,7 +21,7 @@ from cachemig.errors import LeaseHeld
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import capture, control, queries, repair, standing
-from cachemig.source.connect import Connection, transaction
+from cachemig.source.connect import Connection, run, transaction
 from cachemig.source.standing import Late
 from cachemig.source.table import Table, inspect
 from cachemig.steps import clients, dry_run, gates
@@ -229,19 +229,18 @@ def _freeze(
             with attempt, transaction(conn, lock_timeout_s=settings.lock_timeout):
                 # First of all locks, as in dual_write.
                 conn.execute(queries.text("control", "lock_migration"))
-                for statement in statements(conn, table, guard):
-                    conn.execute(statement)
+                figures = {"guard": guard, "sql": run(conn, statements(conn, table, guard))}
                 if migration.phase is Phase.CUTOVER:
-                    _record(conn, migration, fence, guard, measured)
+                    _record(conn, migration, fence, {**figures, "gates": {g.gate: g.figure for g in measured}})
                 else:
-                    control.journal(conn, "stop-writes", {"guard": guard}, phase_from=Phase.REDIS_ONLY)
+                    control.journal(conn, "stop-writes", figures, phase_from=Phase.REDIS_ONLY)
             if why := reason(attempt.retry_state):
                 tried = attempt.retry_state.attempt_number
                 yield Progress(tried, None, "tries", waiting=f"{why}; the application goes first")
     return migration.phase is Phase.CUTOVER
 
 
-def _record(conn: Connection, migration: control.Migration, fence: int, guard: Guard, measured: list[Measured]) -> None:
+def _record(conn: Connection, migration: control.Migration, fence: int, figures: dict[str, Any]) -> None:
     done = conn.execute(
         queries.text("cutover", "freeze"),
         {"who": control.who(), "epoch": migration.epoch, "owner": control.owner(), "fence": fence},
@@ -251,7 +250,6 @@ def _record(conn: Connection, migration: control.Migration, fence: int, guard: G
             "another run has moved the ladder, or a new epoch has begun, while the gates were looked at",
             hint="cachemig status, then the same command again",
         )
-    figures = {"guard": guard, "gates": {gate.gate: gate.figure for gate in measured}}
     control.journal(conn, "stop-writes", figures, phase_from=Phase.CUTOVER)
 
 

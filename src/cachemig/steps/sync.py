@@ -24,6 +24,8 @@ from cachemig.steps.delivery import Tally, deliver
 from cachemig.steps.dry_run import DryRun
 from cachemig.steps.orders import Orders
 from cachemig.steps.retry import Reconnecting, attempts, reason
+from cachemig.steps.shown import Shown, leaving
+from cachemig.steps.unfinished import unfinished
 from cachemig.stop import Stop
 from cachemig.targets.redis import RedisTarget
 
@@ -109,7 +111,21 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
     counted = 0.0
     orders = Orders(settings, stop)
     poison = Poison()
-    with Reconnecting(settings) as session:
+
+    def so_far() -> dict[str, Any]:
+        result.seconds = time.monotonic() - began
+        return result.figures() if result.changes or result.late else {}
+
+    with (
+        unfinished(settings, "sync", so_far),
+        Reconnecting(settings) as session,
+        leaving(Shown("sync", lambda: orders.limit), session) as shown,
+    ):
+
+        def told(progress: Progress) -> Progress:
+            shown.say(session, progress)
+            return progress
+
         while not stop.requested:
             taken, late, begun, paused_by = 0, 0, None, None
             dropped = held = False
@@ -139,33 +155,32 @@ def sync(settings: Settings, target: RedisTarget, stop: Stop, *, follow: bool) -
                         # delivered again.
                         begun = epoch.ensure(conn, target)
                 if waiting := reason(attempt.retry_state):
-                    yield _progress(result, None, waiting)
+                    yield told(_progress(result, None, waiting))
             if paused_by:
-                yield _progress(result, None, orders.throttled)
+                yield told(_progress(result, None, orders.throttled))
                 stop.wait(0.3)
                 continue
             if held:
-                yield _progress(result, None, slowed=orders.throttled)
+                yield told(_progress(result, None, slowed=orders.throttled))
                 continue
             if begun is not None:
                 result.epochs += 1
-                yield _progress(result, begun.marked, note=f"epoch {begun.epoch}: {begun.reason}")
+                yield told(_progress(result, begun.marked, note=f"epoch {begun.epoch}: {begun.reason}"))
                 continue
             result.late += late
             if dropped or (taken < batch and not late and not follow and not poison.waiting):
                 break
             if taken == late == 0:
-                yield _progress(result, 0, slowed=orders.throttled)
+                yield told(_progress(result, 0, slowed=orders.throttled))
                 stop.wait(idle_s)
                 idle_s = min(idle_s * 2, _IDLE_S[1])
             else:
                 idle_s = _IDLE_S[0]
                 if time.monotonic() - counted > _COUNT_EVERY_S:  # up to 100,000 rows are counted
                     behind, counted = backlog(session.get()).changes, time.monotonic()
-                yield _progress(result, behind, slowed=orders.throttled)
-        result.seconds = time.monotonic() - began
-        if result.changes or result.late:
-            control.journal(session.get(), "sync", result.figures())
+                yield told(_progress(result, behind, slowed=orders.throttled))
+        if figures := so_far():
+            control.journal(session.get(), "sync", figures)
     if stop.requested and not follow:
         raise Interrupted(hint=RESUME, signal_number=stop.signal_number)
     return result

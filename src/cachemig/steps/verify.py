@@ -32,6 +32,7 @@ from cachemig.steps.judge import judge
 from cachemig.steps.orders import Orders, Paused
 from cachemig.steps.read_ahead import Reader
 from cachemig.steps.retry import Reconnecting, attempts, reason
+from cachemig.steps.shown import Shown, leaving
 from cachemig.stop import Stop
 from cachemig.targets.redis import Found, RedisTarget
 
@@ -167,7 +168,8 @@ def verify(
             target.clock_skew_ms(),
         )  # fmt: skip
         try:
-            yield from run.all_keys() if sample is None else run.some_keys(sample)
+            with leaving(Shown("verify", lambda: run.orders.limit), asking) as shown:
+                yield from shown.over(asking, run.all_keys() if sample is None else run.some_keys(sample))
         except TableUnfit as exc:
             _require_unmoved(session.get(), settings, target, migration, because=exc)
             raise

@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from cachemig.config import Settings, show_duration
@@ -19,8 +20,8 @@ from cachemig.errors import LockNotGranted, Refused
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import control, queries
-from cachemig.source.brownout import TRIES, end, fire, firing, now, rename, renaming, revealing
-from cachemig.source.connect import Connection, connect, source_errors, transaction
+from cachemig.source.brownout import TRIES, firing, now, renaming, reveal, revealing
+from cachemig.source.connect import Connection, connect, run, source_errors, transaction
 from cachemig.steps import dry_run
 from cachemig.steps.drop_column.inspect import find
 from cachemig.steps.dry_run import DryRun
@@ -65,7 +66,7 @@ def brownout(
         _ready(conn, settings)
         rate = yield from _rate_before(conn, stop, min(10.0, seconds / 10) if baseline_s is None else baseline_s)
         with control.lease(conn, "ladder"):
-            table = _hide(conn, settings, stop, seconds)
+            table, ran = _hide(conn, settings, stop, seconds)
         began, why = time.monotonic(), None
         first = _errors(conn)
         try:
@@ -79,8 +80,10 @@ def brownout(
                     break
                 if why := _trouble(first, _errors(conn), rate * passed):
                     break
-        finally:
-            end(settings)
+        except BaseException:
+            reveal(settings, journalled=True)
+            raise
+        revealed = reveal(settings, journalled=False)
         last, hidden_s = _errors(conn), time.monotonic() - began
         result = Browned(
             table=table,
@@ -92,7 +95,9 @@ def brownout(
             client_errors=max(0, last[1] - first[1]),
             quiet=why is None,
         )
-        control.journal(conn, "drop-column --brownout", {"seconds": result.seconds, "ended_early": why})
+        ran += revealed[1] if revealed else []  # another command may have ended it
+        figures = {"seconds": result.seconds, "ended_early": why, "rollbacks": result.rollbacks, "sql": ran}
+        control.journal(conn, "drop-column --brownout", figures)
         return result
 
 
@@ -190,16 +195,16 @@ def _trouble(first: tuple[int, int, str | None], last: tuple[int, int, str | Non
     return None
 
 
-def _hide(conn: Connection, settings: Settings, stop: Stop, seconds: float) -> str:
+def _hide(conn: Connection, settings: Settings, stop: Stop, seconds: float) -> tuple[str, list[str]]:
     table = find(conn, settings)
     for left in reversed(range(TRIES)):
         stop.check("nothing was changed")
         try:
             with transaction(conn, lock_timeout_s=settings.lock_timeout):
-                conn.execute(queries.text("drop_column", "brownout_create"))
-                conn.execute(queries.query("drop_column", "drop_lock", table=table.identifier))
+                create = sql.SQL(queries.text("drop_column", "brownout_create"))
+                ran = run(conn, [create, queries.query("drop_column", "drop_lock", table=table.identifier)])
                 own = conn.execute(queries.text("drop_column", "brownout_own_triggers"), {"oid": table.oid}).fetchall()
-                fire(conn, table.identifier, dict.fromkeys((str(name) for name, _ in own), "D"))
+                ran += run(conn, firing(table.identifier, dict.fromkeys((str(name) for name, _ in own), "D")))
                 conn.execute(
                     queries.text("drop_column", "brownout_begin"),
                     {
@@ -211,8 +216,8 @@ def _hide(conn: Connection, settings: Settings, stop: Stop, seconds: float) -> s
                         "who": control.who(),
                     },
                 )
-                rename(conn, table.identifier, settings.column, hidden_name(settings.column))
-            return table.qualified
+                ran += run(conn, [renaming(table.identifier, settings.column, hidden_name(settings.column))])
+            return table.qualified, ran
         except LockNotGranted:
             if not left:
                 raise

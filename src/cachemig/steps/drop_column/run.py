@@ -17,7 +17,7 @@ from cachemig.errors import LeaseHeld, LockNotGranted, Refused, SourceUnavailabl
 from cachemig.ladder import Phase
 from cachemig.progress import Progress
 from cachemig.source import control, queries
-from cachemig.source.connect import Connection, connect, source_errors, transaction
+from cachemig.source.connect import Connection, connect, run, source_errors, transaction
 from cachemig.steps.drop_column import brownout, migration
 from cachemig.steps.drop_column.inspect import Inspection, find, inspection, look, named
 from cachemig.steps.drop_column.lock import Waited, run_watched
@@ -177,15 +177,17 @@ def _try(
         if gate_inside is not None:
             gate_inside(conn)
         triggers = [str(row[0]) for row in _own_triggers(conn, table.oid)]
-        conn.execute(migration.own_triggers(found.table))
-        conn.execute(migration.alter(found.table, names))
+        ran = [lock.as_string(conn)]
+        ran += run(conn, [migration.own_triggers(found.table), migration.alter(found.table, names)])
         moved = conn.execute(
             queries.text("drop_column", "drop_record"),
             {"who": control.who(), "owner": control.owner(), "fence": fence},
         ).rowcount
         if not moved:
             raise LeaseHeld("another run has moved the ladder meanwhile")
-        kept = {**migration.figures_of(found, names), **(figures or {})}
+        if found.postgrest:
+            ran.append(queries.text("drop_column", "drop_notify"))
+        kept = {**migration.figures_of(found, names), **(figures or {}), "sql": ran}
         control.journal(conn, "drop-column", kept, phase_from=Phase.REDIS_ONLY)
         if found.postgrest:
             conn.execute(queries.text("drop_column", "drop_notify"))
