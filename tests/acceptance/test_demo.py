@@ -42,8 +42,8 @@ def directory_of(told: str) -> Path:
 
 def test_the_demo_ends_with_the_proof_and_leaves_nothing_behind(tmp_path: Path) -> None:
     told = demo(tmp_path)
-    assert len(re.findall(r"^\$ cachemig ", told, re.MULTILINE)) == 30
-    assert len(re.findall("none failed", told)) == 3  # of the writes, and of the reads, to the end
+    assert len(re.findall(r"^\$ cachemig ", told, re.MULTILINE)) == 36
+    assert len(re.findall("none failed", told)) == 2  # of the writes, and of the reads, to the end
     assert "1 by nightly-job" in told
     assert "is dropped, at try" in told
     assert re.search(r"compared +\d+  are what they should be", told)

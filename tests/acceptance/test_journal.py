@@ -107,14 +107,14 @@ def test_what_each_command_writes(operator: Operator, table: Table, tmp_path: Pa
     def names(rows: Rows) -> list[str]:
         return [row[0] for row in rows]
 
-    shown = json.loads(operator.fine("init", "--dry-run", "--json").out)
+    shown = json.loads(operator.fine("init", "--dry-run", "--json").out)["statements"]
     ((_, _, _, figures),) = after("init")
-    assert figures["sql"] == shown
+    assert figures["sql"] == [text for text in shown if text in figures["sql"]]  # which shows its bookkeeping too
     assert names(after("init")) == []
-    shown = json.loads(operator.fine("dual-write", "--dry-run", "--json").out)
+    shown = json.loads(operator.fine("dual-write", "--dry-run", "--json").out)["statements"]
     ((_, before, phase, figures),) = after("dual-write")
     assert (before, phase) == ("idle", "dual-write")
-    assert figures["sql"] == shown
+    assert figures["sql"] == [text for text in shown if text in figures["sql"]]  # which shows its bookkeeping too
     ((_, before, phase, figures),) = after("dual-write")  # again: its functions alone
     assert (before, phase, figures["renewed"]) == ("dual-write", "dual-write", "functions")
     for command in ("pause", "resume", "throttle --max-rate 1MiB", "backfill"):

@@ -1052,7 +1052,7 @@ def rehearse(
 
     Example:
       cachemig rehearse --schema schema.sql
-      cachemig rehearse --schema schema.sql --data rows.jsonl --report rehearsal.html
+      cachemig rehearse --schema schema.sql --data rows.jsonl --report r.html
     """
     from cachemig.cli import rehearsing
     from cachemig.rehearsal.rehearse import Asked

@@ -250,7 +250,10 @@ def _executed(dsn: str) -> list[Ran]:
         row = conn.execute("SELECT to_regclass('cachemig.journal') IS NOT NULL").fetchone()
         if not row or not row[0]:
             return []
-        return [Ran(command, tuple(texts)) for command, texts in conn.execute(queries.text("rehearsal", "executed"))]
+        return [
+            Ran(command, tuple(texts))
+            for command, texts in conn.execute(queries.text("rehearsal", "rehearsal_executed"))
+        ]
 
 
 def _known_keys(dsn: str) -> list[str]:
@@ -258,7 +261,7 @@ def _known_keys(dsn: str) -> list[str]:
         row = conn.execute("SELECT to_regclass('cachemig.entry') IS NOT NULL").fetchone()
         if not row or not row[0]:
             return []
-        return [str(key) for (key,) in conn.execute(queries.text("rehearsal", "known_keys"))]
+        return [str(key) for (key,) in conn.execute(queries.text("rehearsal", "rehearsal_keys"))]
 
 
 def _changed(before: list[str], after: list[str]) -> list[str]:

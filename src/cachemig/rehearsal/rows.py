@@ -136,7 +136,7 @@ class Maker:
 
 def columns(conn: Connection, settings: Settings) -> tuple[Column, ...]:
     with source_errors():
-        rows = conn.execute(queries.query("rehearsal", "columns", table=_literal(settings))).fetchall()
+        rows = conn.execute(queries.query("rehearsal", "rehearsal_columns", table=_literal(settings))).fetchall()
     return tuple(Column(n, t, bool(nn and not d), label, base, category) for n, t, nn, d, label, base, category in rows)
 
 
@@ -176,7 +176,7 @@ def _rows(maker: Maker, given: Iterable[Mapping[str, str | None]], rows: int) ->
 def _settle(conn: Connection, settings: Settings, maker: Maker) -> None:
     """Tries rows until the table takes one: a check may want one of the texts that it quotes."""
     with source_errors():
-        found = conn.execute(queries.query("rehearsal", "checks", table=_literal(settings))).fetchall()
+        found = conn.execute(queries.query("rehearsal", "rehearsal_checks", table=_literal(settings))).fetchall()
         offered: dict[str, list[str]] = {}
         for name, texts in found:
             offered.setdefault(name, []).extend(texts)

@@ -181,5 +181,6 @@ def _run(program: Path, dsn: str, arguments: list[str]) -> subprocess.CompletedP
         timeout=_TIMEOUT_S,
     )
     if done.returncode not in (0, 1, 3):
-        raise CachemigError(f"{program.name} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise CachemigError(f"{program.name}: {said}", hint="pip install 'cachemig[demo]'")
     return done

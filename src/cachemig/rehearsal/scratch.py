@@ -97,7 +97,7 @@ def _versions(dsn: str, url: str) -> dict[str, str]:
         try:
             said = client.info("server")
         except redis.ResponseError as exc:  # a provider that forbids INFO
-            raise TargetError(f"Redis does not answer INFO: {exc}") from exc
+            raise TargetError(f"Redis does not answer INFO: {exc}", hint="leave --scratch-redis-url out") from exc
         finally:
             client.close()
     assert isinstance(said, dict)

@@ -84,7 +84,7 @@ class Eye(Generic[T]):
         except CachemigError as exc:
             return self._heard(number, None, exc)
         except Exception as exc:  # noqa: BLE001  # the thread goes on, and the view says what is wrong
-            return self._heard(number, None, CachemigError(f"internal error: {type(exc).__name__}"))
+            return self._heard(number, None, _unknown(exc))
 
     def _heard(self, number: int, value: T | None, error: CachemigError | None) -> bool:
         with self._lock:
@@ -111,3 +111,7 @@ class Eye(Generic[T]):
 
     def close(self) -> None:
         self._closed.set()
+
+
+def _unknown(exc: Exception) -> CachemigError:
+    return CachemigError(f"internal error: {type(exc).__name__}", hint="please report it, with what was done before")
