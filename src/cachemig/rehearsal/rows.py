@@ -189,7 +189,7 @@ def _settle(conn: Connection, settings: Settings, maker: Maker) -> None:
                 return
             except (psycopg.errors.CheckViolation, psycopg.errors.InvalidTextRepresentation) as exc:
                 refused = (exc.diag.message_primary or "").strip()
-                mine = [c.name for c in maker.columns if c.name in offered and c.required]
+                mine = [c.name for c in maker.columns if offered.get(c.name) and c.required]
                 for name in mine:
                     maker.chosen[name] = maker.chance.choice(offered[name])
     raise Refused(

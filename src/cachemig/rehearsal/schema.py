@@ -37,6 +37,13 @@ _MISSING = {
 }
 _RETURNS = {"uid": "uuid", "jwt": "jsonb"}
 """Of Supabase's functions (supabase.com/docs, "Auth helper functions"); any other is taken for one that gives text."""
+_VALUE = {"uuid": "gen_random_uuid()", "jsonb": "'{}'::jsonb", "text": "''::text"}
+"""None is null: it may be the default of a column that must not be."""
+_MADE = re.compile(
+    r"^CREATE (?:UNLOGGED |FOREIGN |MATERIALIZED |OR REPLACE )*(?:TABLE|VIEW|SEQUENCE|TYPE|DOMAIN) "
+    r"(?:IF NOT EXISTS )?([\w$.\"]+)",
+    re.MULTILINE,
+)
 _IDENTIFIER = re.compile(r'"?[\w$]+"?(\."?[\w$]+"?)?')
 
 
@@ -59,10 +66,13 @@ def load_dump(dsn: str, dump: Path) -> list[str]:
     ConfigError where the file cannot be read, or is no plain SQL.
     """
     _check(dump)
+    # What the dump itself makes is missing only because something before it is.
+    own = {_bare(name) for name in _MADE.findall(dump.read_text(encoding="utf-8", errors="replace"))}
     found: dict[Missing, None] = {}
     for _ in range(_ROUNDS):
         errors = _psql(dsn, _stand_ins(found), dump, "ROLLBACK")
-        new = [m for m in map(_missing, (message for _, message in errors)) if m is not None and m not in found]
+        named = [m for m in map(_missing, (message for _, message in errors)) if m is not None]
+        new = [m for m in named if m not in found and not (m.kind in ("table", "type") and _bare(m.name) in own)]
         if not new:
             break
         for missing in new:
@@ -107,6 +117,10 @@ def _check(dump: Path) -> None:
         )
 
 
+def _bare(name: str) -> str:
+    return name.replace('"', "").removeprefix("public.")
+
+
 def _missing(message: str) -> Missing | None:
     for kind, pattern in _MISSING.items():
         if match := pattern.match(message):
@@ -144,9 +158,9 @@ def _stand_in(missing: Missing) -> list[str]:
             return [schema, f"CREATE TABLE {bare} (id uuid PRIMARY KEY)"]
         case "function":
             gives = _RETURNS.get(bare.rpartition(".")[2], "uuid" if "uuid" in bare else "text")
-            value = "gen_random_uuid()" if gives == "uuid" and "uuid" in bare else f"NULL::{gives}"
+            value = _VALUE[gives]
             typed = arguments.replace("unknown", "text")
-            return [schema, f"CREATE FUNCTION {bare}({typed} RETURNS {gives} LANGUAGE sql AS 'SELECT {value}'"]
+            return [schema, f"CREATE FUNCTION {bare}({typed} RETURNS {gives} LANGUAGE sql AS $$SELECT {value}$$"]
         case "trigger function":
             bare = bare.removesuffix("()")
             return [schema, f"CREATE FUNCTION {bare}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"]

@@ -109,8 +109,11 @@ class Traffic:
                 values=sql.SQL(", ").join(sql.Literal(text) for text in row.values()),
             )
             return conn.execute(statement).rowcount
-        # A place at random; of a table that a rehearsal fills every page is looked at quickly.
-        one = sql.SQL("ctid = (SELECT ctid FROM {table} ORDER BY random() LIMIT 1)").format(**names)
+        # A place at random: the table is small. What is no object was corrupt before, and is for somebody to look at.
+        one = sql.SQL(
+            "ctid = (SELECT ctid FROM {table} WHERE {column} IS NULL OR jsonb_typeof({column}::jsonb) = 'object'"
+            " ORDER BY random() LIMIT 1)"
+        ).format(**names)
         if kind == "delete":
             return conn.execute(sql.SQL("DELETE FROM {table} WHERE ").format(**names) + one).rowcount
         change = {
