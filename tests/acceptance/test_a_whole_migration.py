@@ -68,49 +68,6 @@ def test_json_is_one_document_on_stdout(operator: Operator, sessions: Sessions) 
     assert error.document["hint"] == "cachemig dual-write --disable"
 
 
-def test_dry_runs_change_nothing(
-    operator: Operator, table: psycopg.Connection[tuple[Any, ...]], redis: Redis, prefix: str
-) -> None:
-    def state() -> tuple[Any, ...]:
-        catalog = table.execute(
-            "SELECT array_agg(c.oid || c.relname || c.xmin::text ORDER BY c.oid) FROM pg_class c"
-            " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname NOT LIKE 'pg_%'"
-        ).fetchall()
-        triggers = table.execute("SELECT array_agg(tgname ORDER BY 1) FROM pg_trigger").fetchall()
-        rows = table.execute("SELECT xmin::text, * FROM therapy_sessions ORDER BY id").fetchall()
-        control: list[Any] = []
-        if table.execute("SELECT to_regclass('cachemig.migration')").fetchone() != (None,):
-            for name in ("migration", "journal", "change", "version", "entry", "chunk", "lease"):
-                control += table.execute(f"SELECT xmin::text, t::text FROM cachemig.{name} AS t").fetchall()
-        keys = sorted(redis.scan_iter(match=f"*{prefix}*", count=1000))
-        return catalog, triggers, rows, control, keys
-
-    before = state()
-    shown = operator.fine("init", "--dry-run").out
-    assert "CREATE TABLE cachemig.entry" in shown
-    assert state() == before
-    assert not (operator.directory / "cachemig.toml").exists()
-    operator.fine("doctor")
-    operator.fine("plan")
-    assert state() == before
-    operator.fine("init")
-    before = state()
-    assert "LOCK TABLE" in operator.fine("dual-write", "--dry-run").out
-    assert "nothing to do" in operator.fine("dual-write", "--disable", "--dry-run").out
-    assert state() == before
-    operator.fine("dual-write")
-    before = state()
-    assert "LOCK TABLE" in operator.fine("dual-write", "--disable", "--dry-run").out
-    assert "would deliver" in operator.fine("backfill", "--dry-run").out
-    assert "would deliver 0 changes" in operator.fine("sync", "--dry-run").out
-    assert state() == before
-    operator.fine("backfill")
-    operator.fine("dual-write", "--disable")
-    before = state()
-    assert "would remove" in operator.fine("clean", "--values").out
-    assert state() == before
-
-
 def test_the_shown_sql_is_the_sql_that_runs(operator: Operator, table: psycopg.Connection[tuple[Any, ...]]) -> None:
     for arguments in (["init"], ["dual-write"]):
         statements = operator.fine(*arguments, "--dry-run", "--json").document["statements"]

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import psycopg
+import pytest
 from redis import Redis
 
 from tests.acceptance.conftest import Operator
@@ -42,6 +43,7 @@ def peak_mb(operator: Operator, *arguments: str) -> float:
     return int(done.stderr.rsplit("peak", 1)[1]) / (1024 if sys.platform == "linux" else MB)
 
 
+@pytest.mark.long
 def test_from_2_bytes_to_100_mb_in_bounded_memory(operator: Operator, table: Table, redis: Redis, prefix: str) -> None:
     """The worker needs under 120 MB or four times the largest value, whichever is more, whatever the table holds."""
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -87,7 +87,7 @@ def test_a_directory_does_not_hang(tmp_path: Path) -> None:
     assert "not-a-file" in run(tmp_path, "--file", tmp_path, code=1).stderr
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.parametrize("suffix", ["png", pytest.param("svg", marks=pytest.mark.long)])
 def test_a_plot_is_drawn(tmp_path: Path, recording: Path, suffix: str) -> None:
     image = tmp_path / f"plot.{suffix}"
     run(tmp_path, "--file", recording, "--plot", image)
@@ -104,6 +104,7 @@ def test_bad_usage_exits_2(tmp_path: Path, arguments: list[str]) -> None:
     assert "cachemig recompute" in run(tmp_path, *arguments, code=2).stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", sorted(SHARED.glob("expected/*/*.json")), ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_the_shared_recordings_give_what_is_expected(tmp_path: Path, path: Path) -> None:
     recording = SHARED / "recordings" / f"{path.stem}.c3d"

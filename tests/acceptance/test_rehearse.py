@@ -44,6 +44,7 @@ def rows(path: Path, count: int) -> str:
     return str(path)
 
 
+@pytest.mark.long
 def test_a_view_over_the_column_says_no_and_the_rest_is_rehearsed_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "schema.sql").write_text(SCHEMA + "CREATE VIEW names AS SELECT cache ->> 'name' FROM results;\n")
     data = rows(tmp_path / "rows.jsonl", 40)

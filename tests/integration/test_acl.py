@@ -106,6 +106,7 @@ def test_the_documented_user_can_do_everything_and_nothing_is_listed_in_vain(
     assert listed <= used
 
 
+@pytest.mark.long
 def test_the_documented_users_on_a_cluster(clustered: Migrating, redis_cluster: RedisCluster) -> None:
     own, both = ({*re.findall(r"\+[a-z|]+", found)} for found in (CACHEMIG_ON_A_CLUSTER, BOTH_ON_A_CLUSTER))
     digests = {"cachemig": hashlib.sha256(PASSWORD.encode()).hexdigest(), "app": hashlib.sha256(b"app").hexdigest()}

@@ -83,8 +83,11 @@ ci --output ci !
 restore --from cache.zst --dry-run
 restore --from cache.zst --execute
 status
+status --history
+report
 """
-NOT_WALKED = {("recompute", "compare"), ("recompute", "plot")}  # want recordings: test_recompute_cli
+# Want recordings: test_recompute_cli; servers of its own: test_rehearse.
+NOT_WALKED = {("recompute", "compare"), ("recompute", "plot"), ("rehearse", "")}
 
 
 @pytest.fixture

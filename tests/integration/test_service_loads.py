@@ -113,6 +113,7 @@ with CacheService.open(dsn=sys.argv[1], redis_url=sys.argv[2],
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", [Phase.DUAL_WRITE, Phase.CUTOVER, Phase.REDIS_ONLY])
 def test_one_load_for_all_processes(ready: Migrating, phase: Phase) -> None:
     move(ready, phase)

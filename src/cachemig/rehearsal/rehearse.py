@@ -232,7 +232,9 @@ def _load(found: Servers, settings: Settings, asked: Asked, skeletons: list[obje
             making.load_rows(conn, here, maker, given, wanted)
             made = wanted - len(given)
             if made > 0:
-                notes.append(f"{made:,} rows are made up" + (", in the shape of what was seen" if skeletons else ""))
+                notes.append(
+                    f"{made:,} rows are made up" + (", in the shape of what was seen" if maker.skeletons else "")
+                )
         row = conn.execute(
             sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(*settings.table.split(".", 1)))
         ).fetchone()

@@ -279,6 +279,7 @@ def test_a_port_lost_to_another_process_is_replaced(
             assert winner.running
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["PostgresServer", "RedisServer"])
 @pytest.mark.parametrize(
     ("ending", "survives"),
