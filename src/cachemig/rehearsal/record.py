@@ -69,18 +69,22 @@ class Rehearsed:
 
 
 _WORD = re.compile(r"[^\s,;:()\[\]'\"]+")
+_SHORTEST = 4
+"""Characters. A shorter key tells little, and every figure would be taken for one."""
 
 
 def without_keys(found: Rehearsed, keys: Collection[str]) -> Rehearsed:
     """The same, each key replaced by the first digits of its SHA-256: rows of a sample may be a patient's."""
-    known = frozenset(keys)
+    known = frozenset(key for key in keys if len(key) >= _SHORTEST)
+    others = sorted((key for key in known if not _WORD.fullmatch(key)), key=len, reverse=True)
+    of_several_words = re.compile("|".join(map(re.escape, others))) if others else None
 
     def hidden(match: re.Match[str]) -> str:
-        word = match[0]
-        return f"key-{hashlib.sha256(word.encode()).hexdigest()[:12]}" if word in known else word
+        text = match[0]
+        return f"key-{hashlib.sha256(text.encode()).hexdigest()[:12]}" if text in known else text
 
     def clean(text: str) -> str:
-        return _WORD.sub(hidden, text)
+        return _WORD.sub(hidden, of_several_words.sub(hidden, text) if of_several_words else text)
 
     return replace(
         found,
