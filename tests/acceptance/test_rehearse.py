@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +55,7 @@ def test_a_view_over_the_column_says_no_and_the_rest_is_rehearsed_all_the_same(t
     assert document == json.loads((tmp_path / "r.json").read_text())
     assert not document["passed"]
     (reason,) = document["reasons"]
-    assert "view public.names blocks the drop" in reason
+    assert "view public.names: blocks the drop" in reason
     commands = [step["command"] for step in document["steps"]]
     assert commands[-1] == "cachemig clean --values --execute", "the way down was walked too"
     assert "cachemig drop-column" in commands
@@ -80,7 +79,9 @@ def test_everything_goes_through_and_leaves_the_schema_as_it_was(tmp_path: Path)
     done = rehearse(tmp_path, "--schema", "schema.sql", "--rows", "200", "--report", "report.html")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PASSED: every step went through" in done.stdout
-    assert re.search(r'ALTER TABLE "public"."results"\s+DROP COLUMN "cache"', done.stdout)
+    assert (
+        done.stdout.count('ALTER TABLE IF EXISTS "public"."results" DROP COLUMN IF EXISTS "cache"') == 2
+    )  # before, and as it ran
     page = (tmp_path / "report.html").read_text()
     assert "proven equal" in page
     assert "It passed." in page

@@ -29,7 +29,9 @@ def test_the_same_document_gives_the_same_bytes(operator: Operator, table: Table
     assert (refused.code, "cachemig init" in refused.err) == (2, True)
     operator.fine("init")
     operator.fine("dual-write")
-    (tmp_path / "rehearsal.json").write_text(json.dumps({"passed": True, "steps": None, "surprise": [1]}))
+    (tmp_path / "rehearsal.json").write_text(
+        json.dumps({"schema": "cachemig/rehearse/1", "passed": True, "steps": None, "surprise": [1]})
+    )
     written = operator.fine("report", "--run-json", "run.json", "--rehearsal", "rehearsal.json")
     assert "Not yet safe to drop" in written.out
     page = (tmp_path / "report.html").read_bytes()

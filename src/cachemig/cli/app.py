@@ -913,7 +913,7 @@ def report(
     from cachemig.report import documents, html
     from cachemig.steps import report as step
 
-    rehearsed = None if rehearsal is None else step.read_object(rehearsal)
+    rehearsed = None if rehearsal is None else step.read_rehearsal(rehearsal)
     if from_ is not None:
         if show_keys or rehearsed is not None or run_json is not None:
             raise ConfigError("--from draws what was saved, as it is", hint="cachemig report --from run.json")
@@ -1040,9 +1040,10 @@ def rehearse(
     ] = None,
     accept_set_aside: AcceptSetAside = 0,
     accept_expiring: AcceptExpiring = 0,
+    accept_mention: AcceptMention = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="keep its document, for cachemig report")] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="draw the report of the drop that was rehearsed")
+        Path | None, typer.Option(metavar="FILE", help="draw the report, as it stood after the drop or at the end")
     ] = None,
 ) -> None:
     """Rehearse a whole migration on throw-away servers.
@@ -1058,9 +1059,19 @@ def rehearse(
     from cachemig.rehearsal.rehearse import Asked
 
     asked = Asked(
-        schema, data, rows, observe, scratch_dsn, scratch_redis_url, accept_set_aside, accept_expiring, report
+        schema,
+        data,
+        rows,
+        observe,
+        scratch_dsn,
+        scratch_redis_url,
+        accept_set_aside,
+        accept_expiring,
+        tuple(accept_mention or ()),
+        output,
+        report,
     )
-    rehearsing.rehearse(run, asked, output)
+    rehearsing.rehearse(run, asked)
 
 
 @app.command(rich_help_panel=TRY)

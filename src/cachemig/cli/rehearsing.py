@@ -8,18 +8,22 @@ from pathlib import Path
 
 from cachemig.cli.command import Run
 from cachemig.cli.screen import Screen
-from cachemig.errors import CachemigError, Exit
+from cachemig.errors import CachemigError, Exit, Interrupted
 from cachemig.rehearsal.record import Rehearsed
 from cachemig.rehearsal.rehearse import Asked
 from cachemig.rehearsal.rehearse import rehearse as walk
 from cachemig.units import in_time
 
 
-def rehearse(run: Run, asked: Asked, output: Path | None) -> None:
+def rehearse(run: Run, asked: Asked) -> None:
     """The walk, its document and its verdict."""
     # At a terminal the commands write to it themselves, with colours and progress, unless what they say is to be kept.
+    output = asked.output
     keep = run.as_json or output is not None or asked.report is not None or not sys.stdout.isatty()
-    result = walk(run.settings, asked, run.screen.line, keep=keep)
+    try:
+        result = walk(run.settings, asked, run.screen.line, keep=keep)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; its servers are gone", hint="cachemig rehearse begins anew") from None
     if output is not None:
         from cachemig.report.documents import document
 

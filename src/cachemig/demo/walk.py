@@ -19,7 +19,7 @@ from cachemig.demo.servers import what_root_does
 from cachemig.demo.uploads import Uploads, plant
 from cachemig.errors import Exit
 from cachemig.rehearsal.record import Rehearsed
-from cachemig.rehearsal.rehearse import expiring, walk_of
+from cachemig.rehearsal.rehearse import Asked, expiring, walk_of
 from cachemig.rehearsal.scratch import Servers, servers
 from cachemig.rehearsal.walk import SHORTENED, Walk, Writer
 
@@ -61,9 +61,8 @@ def run_demo(*, rows: int, seed: int, keep: bool, report: Path | None = None) ->
             environment,
             say,
             keep=not sys.stdout.isatty(),
-            seed=seed,
+            asked=Asked(report=report, seed=seed),
             descend=not keep,
-            report=report,
         )
         say(_what_it_did(scene.application.stop()))
         say(_what_was_read(rehearsed))

@@ -21,6 +21,8 @@ class Reads:
     sources: Counter[str] = field(default_factory=Counter)
     puts: int = 0
     failed: int = 0
+    last_error: str | None = None
+    """Its kind: the text may hold a key."""
     milliseconds: list[float] = field(default_factory=list)
 
     @property
@@ -66,8 +68,9 @@ class Frontend:
                 if self._writes and entry.found and self._chance.random() < 0.05:
                     self._cache.put(key, entry.value)
                     self.reads.puts += 1
-            except Exception:  # noqa: BLE001  # counted: a rehearsal claims that there is none
+            except Exception as exc:  # noqa: BLE001  # counted: a rehearsal claims that there is hardly any
                 self.reads.failed += 1
+                self.reads.last_error = type(exc).__name__
                 continue
             self.reads.milliseconds.append((time.perf_counter() - began) * 1000)
             self.reads.sources[entry.source.value] += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import shutil
 import tempfile
@@ -17,7 +19,7 @@ from psycopg import sql
 from cachemig import __version__
 from cachemig.config import Settings
 from cachemig.demo.servers import what_root_does
-from cachemig.errors import ConfigError
+from cachemig.errors import ConfigError, Refused, TableUnfit
 from cachemig.rehearsal import rows as making
 from cachemig.rehearsal import schema as dumps
 from cachemig.rehearsal.frontend import Reads
@@ -47,6 +49,8 @@ class Asked:
     scratch_redis_url: str | None = None
     accept_set_aside: int = 0
     accept_expiring: int = 0
+    accept_mention: tuple[str, ...] = ()
+    output: Path | None = None
     report: Path | None = None
     seed: int = 1
 
@@ -117,6 +121,7 @@ def rehearse(settings: Settings, asked: Asked, say: Callable[[str], None], *, ke
             "say which schema to rehearse",
             hint="pg_dump --schema-only DATABASE > schema.sql, then cachemig rehearse --schema schema.sql",
         )
+    given = _look_at_files(asked)
     skeletons = _observed(settings) if asked.observe else []
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="cachemig-rehearsal-"))
@@ -125,7 +130,7 @@ def rehearse(settings: Settings, asked: Asked, say: Callable[[str], None], *, ke
             say(note)
         say("Starting throw-away servers …")
         found = stack.enter_context(servers(directory, asked.scratch_dsn, asked.scratch_redis_url))
-        notes, maker, count = _load(found, settings, asked, skeletons)
+        notes, maker, count = _load(found, settings, asked, given, skeletons)
         say(f"{settings.table} holds {count:,} rows.")
         for note in notes:
             say(f"note: {note}")
@@ -134,7 +139,7 @@ def rehearse(settings: Settings, asked: Asked, say: Callable[[str], None], *, ke
             "CACHEMIG_REDIS_URL": found.redis_url,
         }
         scene = Table(found, settings, maker, asked)
-        outcome = walk_of(scene, found, directory, environment, say, keep=keep, seed=asked.seed, report=asked.report)
+        outcome = walk_of(scene, found, directory, environment, say, keep=keep, asked=asked)
     refused = scene.writing.refused if scene.writing else {}
     notes += [f"the simulated application makes no {kind}: {why}" for kind, why in refused.items()]
     return replace(outcome, table=settings.table, rows=count, notes=(*notes, *outcome.notes))
@@ -148,15 +153,15 @@ def walk_of(
     say: Callable[[str], None],
     *,
     keep: bool,
-    seed: int,
+    asked: Asked,
     descend: bool = True,
-    report: Path | None = None,
 ) -> Rehearsed:
-    """One walk over the ladder; whatever ends it early is a reason. `report` is where its page goes."""
+    """One walk over the ladder; whatever ends it early is a reason."""
+    report = asked.report
     began, at = time.monotonic(), datetime.now(UTC)
     before = dumps.lines_of(found.dsn) if descend else []
     walk = Walk(directory, environment | SHORTENED, say, keep=keep)
-    migration = Migration(walk, scene, seed=seed)
+    migration = Migration(walk, scene, seed=asked.seed, accept_mention=asked.accept_mention)
     ran: list[Ran] = []
     keys: list[str] = []
 
@@ -206,28 +211,53 @@ def _draw(run: Path, outcome: Rehearsed, to: Path) -> None:
     from cachemig.steps.report.document import read_document
     from cachemig.steps.report.redact import rehearsed
 
-    html.write(to, {**read_document(run), "rehearsal": rehearsed(outcome.document(), show_keys=True)})
+    told = json.loads(json.dumps(outcome.document()))  # as a file would have it
+    html.write(to, {**read_document(run), "of_a_rehearsal": True, "rehearsal": rehearsed(told, show_keys=True)})
 
 
-def _load(found: Servers, settings: Settings, asked: Asked, skeletons: list[object]) -> tuple[list[str], Maker, int]:
+def _look_at_files(asked: Asked) -> list[Mapping[str, str | None]]:
+    """The rows of a sample. Raises ConfigError for what cannot be read, or written to in the end."""
+    for path in (asked.output, asked.report):
+        if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+            raise ConfigError(f"{path} cannot be written", hint="name a file in a folder that is there")
+    if asked.schema is not None:
+        dumps.check(asked.schema)
+    if asked.data is None:
+        return []
+    if asked.data.suffix == ".sql":
+        dumps.check(asked.data)
+        return []
+    return making.read_sample(asked.data)
+
+
+def _load(
+    found: Servers,
+    settings: Settings,
+    asked: Asked,
+    given: list[Mapping[str, str | None]],
+    skeletons: list[object],
+) -> tuple[list[str], Maker, int]:
     """Schema and rows. Notes, what makes further rows, and how many there are."""
     notes: list[str] = []
-    given: list[Mapping[str, str | None]] = []
     if asked.schema is not None:
         notes += dumps.load_dump(found.dsn, asked.schema)
     here = replace(settings, dsn=found.dsn, redis_url=found.redis_url)
-    with connect(here) as conn:
-        inspect(conn, here)  # raises, where the table or the column is not there
-    if asked.data is not None and asked.data.suffix == ".sql":
+    try:
+        with connect(here) as conn:
+            inspect(conn, here)
+    except TableUnfit as exc:
+        if asked.schema is not None:
+            exc.hint = f"{asked.schema} makes no such table: dump it whole, or see cachemig doctor --show-config"
+        raise
+    from_a_dump = asked.data is not None and asked.data.suffix == ".sql"
+    if asked.data is not None and from_a_dump:
         notes += dumps.load_data(found.dsn, asked.data)
-    elif asked.data is not None:
-        given = making.read_sample(asked.data)
     skeletons = skeletons or making.skeletons(row.get(settings.column) for row in given)
     # What the emg shape checks hangs together: figures at random would all be corrupt.
     maker_of = [] if settings.shape == "emg" else skeletons
     with connected(found.dsn) as conn, source_errors():
         maker = Maker(making.columns(conn, here), here, maker_of, random.Random(asked.seed))
-        if asked.schema is not None and (asked.data is None or given):
+        if asked.schema is not None and not from_a_dump:
             wanted = asked.rows or (len(given) if given else ROWS)
             making.load_rows(conn, here, maker, given, wanted)
             made = wanted - len(given)
@@ -238,11 +268,14 @@ def _load(found: Servers, settings: Settings, asked: Asked, skeletons: list[obje
         row = conn.execute(
             sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(*settings.table.split(".", 1)))
         ).fetchone()
-    assert row is not None
+    if row is None or not row[0]:
+        raise Refused(f"{settings.table} holds no row: there is nothing to rehearse with", hint="give --rows 1000")
     return notes, maker, int(row[0])
 
 
 def _observed(settings: Settings) -> list[object]:
+    if not settings.dsn and not any(name.startswith("PG") for name in os.environ):
+        raise ConfigError("--observe reads the real column", hint="say where it is: --dsn, or CACHEMIG_DSN")
     with connect(settings) as conn:
         return making.observe(conn, settings)
 
@@ -279,8 +312,10 @@ def _failures(migration: Migration) -> list[str]:
     found = []
     if counts is not None and counts.failed:
         found.append(f"{counts.failed:,} writes of the application failed, the last with: {counts.last_error}")
-    if reads:
-        found.append(f"{reads:,} reads through CacheService failed")
+    made = migration.reads.sources.total() + migration.later.sources.total()
+    if reads > (made + reads) / 1000:
+        last = migration.later.last_error or migration.reads.last_error
+        found.append(f"{reads:,} of {made + reads:,} reads through CacheService failed, the last with {last}")
     return found
 
 

@@ -65,7 +65,7 @@ def load_dump(dsn: str, dump: Path) -> list[str]:
     What pg_dump, or `supabase db dump`, has written as plain SQL. A command of psql in it is not obeyed. Raises
     ConfigError where the file cannot be read, or is no plain SQL.
     """
-    _check(dump)
+    check(dump)
     # What the dump itself makes is missing only because something before it is.
     own = {_bare(name) for name in _MADE.findall(dump.read_text(encoding="utf-8", errors="replace"))}
     found: dict[Missing, None] = {}
@@ -91,7 +91,7 @@ def load_dump(dsn: str, dump: Path) -> list[str]:
 
 def load_data(dsn: str, dump: Path) -> list[str]:
     """The rows of a dump stand in the database; triggers and foreign keys do not fire. What failed is said."""
-    _check(dump)
+    check(dump)
     errors = _psql(dsn, ["SET session_replication_role = replica"], dump, "COMMIT")
     return [f"line {number} of {dump.name}: {text}: left out" for number, text in errors]
 
@@ -105,7 +105,8 @@ def lines_of(dsn: str) -> list[str]:
     return sorted(line for line in lines if line and not line.startswith(("--", "\\", "SET ", "SELECT ")))
 
 
-def _check(dump: Path) -> None:
+def check(dump: Path) -> None:
+    """Raises ConfigError where it cannot be read, or is no plain SQL."""
     try:
         with dump.open("rb") as file:
             beginning = file.read(5)

@@ -12,7 +12,7 @@ import redis
 
 from cachemig.config import Settings
 from cachemig.demo.servers import PostgresServer, RedisServer
-from cachemig.errors import Refused, SourceError, TargetError
+from cachemig.errors import Refused, SourceError, SourceUnavailable, TargetError
 from cachemig.source import control
 from cachemig.source.connect import Connection, source_errors
 from cachemig.targets.faults import target_errors
@@ -38,7 +38,11 @@ def servers(directory: Path, scratch_dsn: str | None, scratch_redis_url: str | N
         postgres = None if scratch_dsn else stack.enter_context(PostgresServer(directory))
         redis_server = None if scratch_redis_url else stack.enter_context(RedisServer(directory))
         if scratch_dsn:
-            _marked_database(scratch_dsn)
+            try:
+                _marked_database(scratch_dsn)
+            except SourceUnavailable as exc:
+                exc.hint = "check --scratch-dsn"
+                raise
         if scratch_redis_url:
             _marked_redis(scratch_redis_url)
         dsn = postgres.dsn() if postgres else scratch_dsn or ""

@@ -76,6 +76,8 @@ class Traffic:
     def _run(self) -> None:
         chance = random.Random(1)
         kinds = {kind: weight for kind, weight in _KINDS.items() if kind not in self.refused}
+        if "insert" in self.refused:  # else the table would be empty before the end
+            kinds.pop("delete", None)
         if not kinds:
             return
         try:

@@ -19,6 +19,7 @@ from cachemig.errors import Exit
 from cachemig.rehearsal import lint
 from cachemig.rehearsal.frontend import Frontend, Reads
 from cachemig.rehearsal.record import Step
+from cachemig.steps.plan import BLOCKS, MENTIONS
 
 ARCHIVE = "column.zst"
 SHORTENED = {
@@ -184,11 +185,12 @@ def reasons(document: Any) -> list[str]:
         case {"error": str(), "message": str(message), **rest}:
             return [message + (f" ({rest['hint']})" if rest.get("hint") else "")]
         case {"gates": list(gates)} if unmet := [g for g in gates if not g["met"]]:
-            return [f"gate {g['gate']} ({g['demands']}): {g['figure']}" for g in unmet]
+            return [f"gate {g['gate']} ({g['demands']}): {g['figure']}; then {g['command']}" for g in unmet]
         case {"passed": False, "counts": dict(counts)}:
             good = ("match", "equivalent", "expired", "skipped")
             bad = ", ".join(f"{n:,} {name}" for name, n in counts.items() if name not in good)
-            return [f"not every key is good: {bad}"]
+            flag = "; corrupt rows are accepted by number: --accept-set-aside N" if counts.get("set-aside") else ""
+            return [f"not every key is good: {bad}{flag}"]
         case {"findings": list(findings)}:
             return [f"{f['name']}: {f['what']}" for f in findings if f["level"] == "error"] or ["it said no"]
     return ["it said no"]
@@ -197,13 +199,14 @@ def reasons(document: Any) -> list[str]:
 class Migration:
     """One walk over the whole ladder. What programs saw is here when it ends, however it ends."""
 
-    def __init__(self, walk: Walk, scene: Scene, *, seed: int = 1) -> None:
+    def __init__(self, walk: Walk, scene: Scene, *, seed: int = 1, accept_mention: Sequence[str] = ()) -> None:
         self.walk = walk
         self.scene = scene
         self.seed = seed
         self.counts: Tally | None = None
         self.reads = Reads()
         self.later = Reads()
+        self._accept_mention = tuple(accept_mention)
         self._blocked: list[str] = []
 
     def up_and_down(self, look_back: Callable[[], None], *, descend: bool = True) -> None:
@@ -226,8 +229,10 @@ class Migration:
 
     def _look(self, plan: Any) -> None:
         """What keeps the column from going is a reason; the walk goes on to where it would stop."""
-        blocking = [d for d in plan["dependents"] if d["what_to_do"].startswith("blocks the drop")]
-        self._blocked = [f"{d['kind']} {d['name']} {d['what_to_do']}" for d in blocking]
+        blocking = [d for d in plan["dependents"] if d["what_to_do"].startswith((BLOCKS, MENTIONS))]
+        self._blocked = [
+            f"{d['kind']} {d['name']}: {d['what_to_do']}" for d in blocking if d["name"] not in self._accept_mention
+        ]
         self.walk.reasons += self._blocked
 
     def _frontend(self, rate_per_s: float, *, seed: int, writes: bool = False) -> Frontend:
@@ -304,6 +309,7 @@ class Migration:
 
     def _drop(self, accepted: tuple[str, ...], look_back: Callable[[], None]) -> None:
         walk, column = self.walk, self.scene.column
+        mentions = tuple(part for name in self._accept_mention for part in ("--accept-mention", name))
         if self._blocked:
             walk.run(
                 "drop-column",
@@ -311,8 +317,8 @@ class Migration:
                 why="What would go, and what with it? It says no: something depends on the column.",
             )
             return
-        walk.run("drop-column", why="What would go, and what with it? Nothing is changed yet.")
-        walk.run("drop-column", "--execute", "--confirm", column, why="Drop it.")
+        walk.run("drop-column", *mentions, why="What would go, and what with it? Nothing is changed yet.")
+        walk.run("drop-column", *mentions, "--execute", "--confirm", column, why="Drop it.")
         walk.run("reclaim", "--method", "vacuum-full", "--execute", why="The drop freed nothing. This does.")
         walk.run("verify", *accepted, why="The column is gone, and the ledger still proves what is in Redis.")
         look_back()

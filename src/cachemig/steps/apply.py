@@ -35,6 +35,7 @@ from cachemig.targets.faults import target_errors
 from cachemig.targets.redis import RedisTarget
 
 FORMAT = "cachemig/plan-file/1"
+_AGAIN = "cachemig plan --out plan.json writes one"
 NOT_BEGUN = "not begun"
 OF_THE_RUN = ("dsn", "read_dsn", "redis_url")
 """Settings that name servers as one machine and one role sees them. What is compared is which servers they lead to."""
@@ -342,6 +343,14 @@ def made(
 
 
 def write(path: Path, plan: PlanFile, default: Any) -> None:
+    """Never over a file that is no plan. Raises ConfigError, CachemigError."""
+    if path.exists():
+        try:
+            read(path)
+        except Refused:
+            pass  # of another format, or changed by hand: it was a plan
+        except ConfigError as exc:
+            raise ConfigError(f"{path} is there, and is no plan: it is left alone", hint="name another file") from exc
     text = json.dumps(asdict(plan), indent=2, ensure_ascii=False, default=default)
     try:
         path.write_text(text + "\n", encoding="utf-8")
@@ -354,26 +363,20 @@ def read(path: Path) -> PlanFile:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise ConfigError(f"{path}: {exc.strerror}", hint=f"cachemig plan --out {path}") from exc
+        raise ConfigError(f"{path}: {exc.strerror}", hint=_AGAIN) from exc
     except ValueError as exc:
-        raise ConfigError(f"{path} is no plan: it is not JSON", hint=f"cachemig plan --out {path}") from exc
+        raise ConfigError(f"{path} is no plan: it is not JSON", hint=_AGAIN) from exc
     schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, str) or not schema.startswith("cachemig/plan-file/"):
-        raise ConfigError(f"{path} is no plan of cachemig", hint=f"cachemig plan --out {path}")
+        raise ConfigError(f"{path} is no plan of cachemig", hint=_AGAIN)
     if schema != FORMAT:
-        raise Refused(
-            f"{path} is a plan of the format {schema}; this cachemig reads {FORMAT}", hint=f"cachemig plan --out {path}"
-        )
+        raise Refused(f"{path} is a plan of the format {schema}; this cachemig reads {FORMAT}", hint=_AGAIN)
     names = {f.name for f in fields(PlanFile)}
     if document.keys() != names or not _is_well_formed(document):
-        raise ConfigError(
-            f"{path} is no whole plan: it was changed by hand, or cut", hint=f"cachemig plan --out {path}"
-        )
+        raise ConfigError(f"{path} is no whole plan: it was changed by hand, or cut", hint=_AGAIN)
     plan = PlanFile(**{**document, "gates": [Measured(**gate) for gate in document["gates"]]})
     if plan.fingerprints != fingerprints(plan.facts):
-        raise ConfigError(
-            f"{path} was changed by hand: its fingerprints do not fit", hint=f"cachemig plan --out {path}"
-        )
+        raise ConfigError(f"{path} was changed by hand: its fingerprints do not fit", hint=_AGAIN)
     require_plannable(plan.command)
     return plan
 

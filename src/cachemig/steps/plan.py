@@ -61,31 +61,31 @@ STEPS_AHEAD: dict[str, list[str]] = {
 }
 
 # Type as pg_identify_object() names it: how it is called here, and what becomes of it at the drop.
-_BLOCKS = "blocks the drop: "
+BLOCKS = "blocks the drop: "
 _GOES = "goes with the column without a word: "
 DEPENDENTS: dict[str, tuple[str, str]] = {
-    "view": ("view", _BLOCKS + "replace it by one without the column, before the drop"),
-    "materialized view": ("materialised view", _BLOCKS + "create it anew without the column, before the drop"),
-    "rule": ("rule", _BLOCKS + "drop it or write it anew without the column"),
-    "policy": ("policy", _BLOCKS + "write it anew without the column; Redis will not have its protection"),
+    "view": ("view", BLOCKS + "replace it by one without the column, before the drop"),
+    "materialized view": ("materialised view", BLOCKS + "create it anew without the column, before the drop"),
+    "rule": ("rule", BLOCKS + "drop it or write it anew without the column"),
+    "policy": ("policy", BLOCKS + "write it anew without the column; Redis will not have its protection"),
     "default value": (
         "generated column",
-        _BLOCKS + "drop it, or make it an ordinary column (ALTER COLUMN .. DROP EXPRESSION)",
+        BLOCKS + "drop it, or make it an ordinary column (ALTER COLUMN .. DROP EXPRESSION)",
     ),
     "table column": (
         "generated column",
-        _BLOCKS + "drop it, or make it an ordinary column (ALTER COLUMN .. DROP EXPRESSION)",
+        BLOCKS + "drop it, or make it an ordinary column (ALTER COLUMN .. DROP EXPRESSION)",
     ),
-    "trigger": ("trigger", _BLOCKS + "write its UPDATE OF list or WHEN condition anew without the column"),
-    "publication relation": ("publication", _BLOCKS + "write its column list or filter anew without the column"),
+    "trigger": ("trigger", BLOCKS + "write its UPDATE OF list or WHEN condition anew without the column"),
+    "publication relation": ("publication", BLOCKS + "write its column list or filter anew without the column"),
     "index": ("index", _GOES + "see whether a query relies on it, on other columns of it too"),
     "table constraint": ("constraint", _GOES + "keep what it says of other columns in a new one"),
     "statistics object": ("statistics", _GOES + "plans may change; create it anew for its other columns"),
-    "function": ("function", _BLOCKS + "write it anew without the column"),
-    "procedure": ("procedure", _BLOCKS + "write it anew without the column"),
+    "function": ("function", BLOCKS + "write it anew without the column"),
+    "procedure": ("procedure", BLOCKS + "write it anew without the column"),
 }
-_OTHER = _BLOCKS + "remove the dependency first"
-_MENTIONS = (
+_OTHER = BLOCKS + "remove the dependency first"
+MENTIONS = (
     "Postgres does not check it, it would fail when it is next called: "
     "see whether it means this column, and change it before the drop"
 )
@@ -501,7 +501,7 @@ def _dependents(conn: Connection, table: Table) -> list[Dependent]:
     for type_, identity in known:
         kind, what_to_do = DEPENDENTS.get(str(type_), (str(type_), _OTHER))
         found.append(Dependent(kind, str(identity).removeprefix("for "), what_to_do))
-    return [*found, *(Dependent("function text", str(name), _MENTIONS) for (name,) in functions)]
+    return [*found, *(Dependent("function text", str(name), MENTIONS) for (name,) in functions)]
 
 
 def _deciding(settings: Settings) -> list[Setting]:

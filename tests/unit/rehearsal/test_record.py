@@ -50,7 +50,7 @@ def test_what_only_holds_a_key_and_figures_stay() -> None:
                 {"gate": "soak", "demands": "7d", "met": False, "figure": "2 s", "command": "wait"},
                 {"gate": "lag", "demands": "5 s", "met": True, "figure": "0 s", "command": ""},
             ]},
-            ["gate soak (7d): 2 s"],
+            ["gate soak (7d): 2 s; then wait"],
         ),
         (
             {"passed": False, "counts": {"match": 5, "missing": 1200, "stale": 1}},

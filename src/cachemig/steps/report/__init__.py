@@ -40,14 +40,14 @@ from cachemig.steps.report.document import (
     Slot,
     Stretch,
     read_document,
-    read_object,
+    read_rehearsal,
 )
 from cachemig.steps.report.redact import fault_name, rehearsed, reported, safe
 from cachemig.steps.report.redact import faults as named_faults
 from cachemig.steps.status import Status
 from cachemig.targets.redis import RedisTarget
 
-__all__ = ["Report", "read_document", "read_object", "report"]
+__all__ = ["Report", "read_document", "read_rehearsal", "report"]
 
 LARGE = 100_000
 """Keys in the ledger from which on sizes and expiries are those of a sample of so many."""

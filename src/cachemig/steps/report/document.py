@@ -198,6 +198,14 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def read_rehearsal(path: Path) -> dict[str, Any]:
+    """What `cachemig rehearse --output` wrote. Raises ConfigError where it is something else."""
+    document = read_object(path)
+    if not str(document.get("schema")).startswith("cachemig/rehearse/"):
+        raise ConfigError(f"{path}: not the document of a rehearsal", hint="cachemig rehearse --output FILE writes one")
+    return document
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object. Raises ConfigError."""
     try:
