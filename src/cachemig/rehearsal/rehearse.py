@@ -82,11 +82,11 @@ class Table:
         walk.run("verify", *accepted, why="The proof: every key of both sides is compared, while programs write.")
         return accepted
 
-    def accept_expiring(self, walk: Walk) -> int:
+    def accept_expiring(self, found: int) -> int:
         """Made-up rows have no recording, so their number says nothing; of given ones it is for a person to accept."""
         if self._asked.data is not None or self._asked.schema is None:
             return self._asked.accept_expiring
-        return expiring(walk)
+        return found
 
     def late_write(self) -> None:
         s = self._settings
@@ -101,13 +101,6 @@ class Table:
         )
         with connected(self.dsn) as conn, source_errors():
             conn.execute(statement)
-
-
-def expiring(walk: Walk) -> int:
-    """How many entries stop-writes would have accepted: its own document says so."""
-    gates = walk.quietly("stop-writes").get("gates", [])
-    figure = next((g["figure"] for g in gates if g["gate"] == "expiring" and not g["met"]), "0")
-    return int(figure.split()[0].replace(",", ""))
 
 
 def rehearse(settings: Settings, asked: Asked, say: Callable[[str], None], *, keep: bool = True) -> Rehearsed:

@@ -72,7 +72,10 @@ class Scene(Protocol):
         """From backfill to the first verification that passes; the flags that every later one wants."""
         ...
 
-    def accept_expiring(self, walk: Walk) -> int: ...
+    def accept_expiring(self, found: int) -> int:
+        """How many entries that expire without a recording are accepted, of those found."""
+        ...
+
     def late_write(self) -> None:
         """A write to the frozen column, by a program that everybody forgot."""
         ...
@@ -289,9 +292,10 @@ class Migration:
 
     def _freeze(self) -> None:
         walk = self.walk
-        number = self.scene.accept_expiring(walk)
+        found = _expiring(walk)
+        number = self.scene.accept_expiring(found)
         accept = ("--accept-expiring", str(number)) if number else ()
-        if number:
+        if found:
             walk.run(
                 "stop-writes",
                 expected=Exit.REFUSED,
@@ -324,3 +328,10 @@ class Migration:
         look_back()
         walk.run("restore", "--from", ARCHIVE, "--execute", why="And back: from the archive, and newer from Redis.")
         walk.run("verify", *accepted, why="Equal again.")
+
+
+def _expiring(walk: Walk) -> int:
+    """How many entries stop-writes would have accepted: its own document says so."""
+    gates = walk.quietly("stop-writes").get("gates", [])
+    figure = next((g["figure"] for g in gates if g["gate"] == "expiring" and not g["met"]), "0")
+    return int(figure.split()[0].replace(",", ""))
