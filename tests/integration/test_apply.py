@@ -303,7 +303,8 @@ def test_nor_while_another_run_has_the_lease(planner: Planner) -> None:
 def test_a_plan_whose_gates_are_not_met_is_written_and_refused_by_them(planner: Planner) -> None:
     made = planner("plan", "--out", str(planner.file), "--", "cutover", "--percent", "10")  # no client is registered
     assert made.exit_code is Exit.REFUSED
-    assert planner.apply("--check") is Exit.FINE
+    checked = planner("apply", str(planner.file), "--check")
+    assert (checked.exit_code, checked.shown[0].result.unmet) == (Exit.FINE, ["clients"])
     with pytest.raises(Refused, match="gate clients"):
         planner.apply()
 

@@ -652,7 +652,9 @@ def measure(
 def status(
     run: Run,
     history: Annotated[bool, typer.Option("--history", help="the journal: what was done, by whom, with what")] = False,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="with --history: the last N lines of it")] = 50,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="with --history: the last N lines of it; else 50")
+    ] = None,
 ) -> None:
     """Say where the migration stands, and what comes next.
 
@@ -668,10 +670,12 @@ def status(
     from cachemig.steps import redis_memory
     from cachemig.steps import status as step
 
+    if limit is not None and not history:
+        raise ConfigError("--limit is for --history", hint="cachemig status --history --limit 10")
     if history:
         from cachemig.cli import render_watch
 
-        run.show(step.history(run.settings, limit), render_watch.history)
+        run.show(step.history(run.settings, limit or 50), render_watch.history)
         return
     result = step.status(run.settings)
     if run.as_json:

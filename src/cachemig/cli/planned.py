@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,10 @@ def apply(run: Run, file: Path, *, only_check: bool, max_age: str, confirm: str 
     outcome = step.compare(file, plan, found, seconds_of("--max-age", max_age))
     if not outcome.differs:  # else the dry run may be refused, for the very reason that is to be named
         looked = inner.run(step.dry(plan.command), run.inner(quiet=True, flags=flags))
-        outcome = step.compare(
-            file, plan, found | step.sql_facts(looked.shown[0].result), seconds_of("--max-age", max_age)
+        shown = looked.shown[0].result
+        outcome = replace(
+            step.compare(file, plan, found | step.sql_facts(shown), seconds_of("--max-age", max_age)),
+            unmet=[gate.gate for gate in getattr(shown, "gates", None) or () if not gate.met],
         )
     if only_check:
         run.show(outcome, checked)
@@ -73,7 +76,7 @@ def written(screen: Screen, result: Any) -> None:
     for name, fingerprint in result.fingerprints.items():
         screen.line(f"{name:<9} {fingerprint}")
     unmet = _gates(screen, result.gates)
-    screen.next(unmet or f"cachemig apply {shlex.quote(result.file)}")
+    screen.next(unmet or _to_apply(result))
 
 
 def checked(screen: Screen, result: Any) -> None:
@@ -85,4 +88,11 @@ def checked(screen: Screen, result: Any) -> None:
         screen.next(result.again)
     else:
         screen.line("nothing has changed since")
-        screen.next(f"cachemig apply {shlex.quote(result.file)}")
+        if result.unmet:
+            screen.line(f"but the step would be refused now, by gate {', '.join(result.unmet)}", style="yellow")
+        screen.next("cachemig status, which says what comes first" if result.unmet else _to_apply(result))
+
+
+def _to_apply(result: Any) -> str:
+    confirmed = " --confirm COLUMN" if result.command.startswith("cachemig drop-column") else ""
+    return f"cachemig apply {shlex.quote(result.file)}{confirmed}"

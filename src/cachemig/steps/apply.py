@@ -111,6 +111,8 @@ class Checked:
     """What is another one than it was; empty: it may be run."""
     again: str = ""
     """The command that makes a new one."""
+    unmet: list[str] = field(default_factory=list)
+    """Gates of the step that are not met now."""
 
 
 def next_step(settings: Settings) -> list[str]:
