@@ -21,7 +21,7 @@ from cachemig.errors import Exit
 from cachemig.rehearsal.record import Rehearsed
 from cachemig.rehearsal.rehearse import Asked, walk_of
 from cachemig.rehearsal.scratch import Servers, servers
-from cachemig.rehearsal.walk import SHORTENED, Walk, Writer
+from cachemig.rehearsal.walk import SHORTENED, Walk, Writer, more_than
 
 _TRAFFIC_PER_S = 40.0
 _KEYS = "SELECT DISTINCT file_hash FROM public.therapy_sessions WHERE file_hash IS NOT NULL ORDER BY 1 LIMIT 1000"
@@ -121,7 +121,7 @@ class Demo:
         return accepted
 
     def accept_expiring(self, found: int) -> int:
-        return found
+        return more_than(found)
 
     def late_write(self) -> None:
         with psycopg.connect(self.dsn, application_name="nightly-job", autocommit=True) as conn:

@@ -27,7 +27,7 @@ from cachemig.rehearsal.record import Ran, Rehearsed, Traffic, without_keys
 from cachemig.rehearsal.rows import Maker
 from cachemig.rehearsal.scratch import Servers, connected, servers, settings_as_environment
 from cachemig.rehearsal.traffic import Traffic as Writing
-from cachemig.rehearsal.walk import SHORTENED, Migration, Scene, Stopped, Walk, Writer
+from cachemig.rehearsal.walk import SHORTENED, Migration, Scene, Stopped, Walk, Writer, more_than
 from cachemig.source import queries
 from cachemig.source.connect import connect, source_errors
 from cachemig.source.table import inspect
@@ -86,7 +86,7 @@ class Table:
         """Made-up rows have no recording, so their number says nothing; of given ones it is for a person to accept."""
         if self._asked.data is not None or self._asked.schema is None:
             return self._asked.accept_expiring
-        return found
+        return more_than(found)
 
     def late_write(self) -> None:
         s = self._settings

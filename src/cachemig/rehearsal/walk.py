@@ -335,3 +335,8 @@ def _expiring(walk: Walk) -> int:
     gates = walk.quietly("stop-writes").get("gates", [])
     figure = next((g["figure"] for g in gates if g["gate"] == "expiring" and not g["met"]), "0")
     return int(figure.split()[0].replace(",", ""))
+
+
+def more_than(found: int) -> int:
+    """What is accepted of so many: programs go on writing until the step is taken, and it may be a few more then."""
+    return found and found + found // 20 + 10
