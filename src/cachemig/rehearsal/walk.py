@@ -119,6 +119,9 @@ class Walk:
         if self.linter is None:
             return
         written = self.quietly(*arguments, "--format", "sql", "--output", "migrations")
+        if "file" not in written:  # nothing to read is no file without a fault
+            self.reasons += [f"cachemig {shlex.join(arguments)} --format sql: {why}" for why in reasons(written)]
+            return
         files = [written[name] for name in ("file", "reverse") if written.get(name)]
         self.linted += lint.findings(self.linter, [self.directory / file for file in files])
 
@@ -133,7 +136,12 @@ class Walk:
 
         def stop() -> None:
             process.send_signal(signal.SIGTERM)
-            if code := process.wait(timeout=30):
+            try:
+                code = process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
+            if code:
                 raise Stopped(code, [f"cachemig {shlex.join(arguments)}: {path.read_text().strip()}"])
 
         stack.callback(stop)
